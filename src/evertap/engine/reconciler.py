@@ -1,0 +1,320 @@
+"""The loop: kernel events are folded, the NICs that they concern planned, and the plans carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from itertools import takewhile
+from typing import Final
+
+from evertap.engine.announcer import Announcer
+from evertap.engine.journal import Journal, timestamp
+from evertap.engine.ports import Done, Kernel, LostEventsError
+from evertap.model.actions import Action, Announce, CreateTap
+from evertap.model.choice import Wanted
+from evertap.model.errors import ActionError
+from evertap.model.interest import Interest
+from evertap.model.nic import Nic
+from evertap.model.observed import Change, Observed
+from evertap.model.plan import Plan, State, plan
+
+_log = logging.getLogger(__name__)
+
+_BATCH: Final = 50
+"""NICs that share one request; the kernel holds its lock, and the loop waits, for some 15 ms of them."""
+
+_FIRST_RETRY: Final = 0.1
+_LAST_RETRY: Final = 30.0
+
+
+class Record:
+    """One NIC in the loop's hands."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.plan = Plan("waiting", None, "not looked at yet", [], [])
+        self.state: State | None = None  # as last journalled
+        self.uplink: str | None = None
+        self.reason = "starting"
+        self.since = timestamp()
+        self.outages = 0
+        self.busy = False  # its tap is being made
+        self.done: list[Action] = []  # what was carried out last
+        self.error: ActionError | None = None
+        self.retries = 0
+        self.retry_at = 0.0
+        self.touched_at: float | None = None  # when the notification came that is being answered
+        self.done_at = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Reconciler:
+    """Keeps every wanted NIC as it is wanted. All methods belong to the event loop's thread."""
+
+    def __init__(self, kernel: Kernel, journal: Journal) -> None:
+        self.seen = Observed()
+        self.nics: dict[str, Record] = {}
+        self.interest = Interest()
+        self.resyncs = 0
+        self.settled: list[Callable[[str], None]] = []
+        """Called with the NIC's name whenever one came to rest in a state."""
+        self._kernel = kernel
+        self._journal = journal
+        self._announcer = Announcer(kernel)
+        self._dirty: dict[str, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stepping = False
+        self._loop = asyncio.get_running_loop()
+
+    def start(self) -> None:
+        """Read the whole host, adopt what is there, and listen from then on."""
+        self.resync()
+        self._loop.add_reader(self._kernel.fileno(), self._on_events)
+
+    async def stop(self) -> None:
+        """Stop looking; leave everything as it is, with traffic flowing."""
+        self._loop.remove_reader(self._kernel.fileno())
+        self._announcer.stop()
+        for record in self.nics.values():
+            if record.timer:
+                record.timer.cancel()
+        self._dirty.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def want(self, wanted: Wanted) -> None:
+        """Have a NIC from now on as described, whatever it was before."""
+        name = wanted.nic.name
+        record = self.nics.get(name)
+        if record is None:
+            self.nics[name] = Record(wanted)
+        else:
+            record.wanted = wanted
+        self.interest.put(wanted.nic)
+        self._touch(name, self._loop.time())
+
+    def run_now(self) -> None:
+        """Carry out what is due at once, so that a command's answer tells what came of it."""
+        while self._dirty:
+            self._step()
+
+    def resync(self) -> None:
+        """Read everything anew: at the start, and when notifications were lost."""
+        now = self._loop.time()
+        links = self._kernel.read_links()
+        changes = self.seen.fold_all(links, now)
+        for link in links:
+            if link.owner and link.name == link.owner and link.owner not in self.seen.taps:
+                splicing = self._kernel.read_splicing(link)
+                if splicing is not None:
+                    self.seen.taps[link.owner] = splicing
+        for name in self.seen.links.owners() - self.nics.keys():
+            self.want(Wanted(Nic(name=name, mac="", uplinks=()), removed=True))
+        self._mark(changes, now)
+        for name in self.nics:
+            self._touch(name, now)
+
+    def _on_events(self) -> None:
+        self._stepping = True
+        self._read()
+        self._step()
+
+    def _read(self) -> None:
+        """Fold all events that are there."""
+        now = self._loop.time()
+        try:
+            events = self._kernel.events()
+        except LostEventsError:
+            self.resyncs += 1
+            _log.warning("the kernel dropped notifications; reading everything anew")
+            self.resync()
+            return
+        self._mark((change for event in events if (change := self.seen.fold(event, now))), now)
+
+    def _mark(self, changes: Iterable[Change], now: float) -> None:
+        for change in changes:
+            link = change.new or change.old
+            host = link is not None and not link.owner
+            for name in self.interest.in_change(change, self.seen):
+                if host:
+                    self._touch(name, now)
+                else:  # our own doing: no reason to retry early what failed
+                    self._dirty.setdefault(name)
+        self._wake()
+
+    def _touch(self, name: str, now: float) -> None:
+        """Something outside changed: plan the NIC, and do not wait for a retry's time."""
+        record = self.nics.get(name)
+        if record is None:
+            return
+        record.retry_at = 0.0
+        if record.touched_at is None:
+            record.touched_at = now
+        self._dirty.setdefault(name)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._dirty and not self._stepping:
+            self._stepping = True
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        """Plan a batch of NICs, carry the plans out together, and fold what came of it."""
+        self._stepping = False
+        now = self._loop.time()
+        work: list[tuple[Record, list[Action]]] = []
+        for name in list(self._dirty):
+            if len(work) >= _BATCH:
+                break
+            del self._dirty[name]
+            record = self.nics.get(name)
+            if record is None or record.busy:
+                continue
+            record.plan = plan(record.wanted, self.seen, now)
+            actions = record.plan.actions
+            if not actions:
+                self._settle(record)
+            elif record.retry_at > now:
+                self._set_timer(record, record.retry_at)
+            elif actions == record.done:
+                self._failed(record, ActionError(f"{actions[0]}: the kernel agreed but nothing changed"), now)
+            elif any(isinstance(action, CreateTap) for action in actions):
+                self._start_tap(record, actions)
+            else:
+                work.append((record, actions))
+        if work:
+            self._perform(work)
+            self._read()
+        self._wake()
+
+    def _perform(self, work: list[tuple[Record, list[Action]]]) -> None:
+        outcomes = self._kernel.perform([actions for _, actions in work])
+        now = self._loop.time()
+        for (record, actions), done in zip(work, outcomes, strict=True):
+            self._note(record, actions, done, now)
+
+    def _note(self, record: Record, actions: list[Action], done: Done, now: float) -> None:
+        name = record.wanted.nic.name
+        if done.splicing and name in self.seen.taps:
+            self.seen.taps[name] = done.splicing
+            self._announcer.cancel(name)
+            record.done_at = now
+        if done.error:
+            record.done = []
+            self._failed(record, done.error, now)
+        else:
+            record.done = actions
+            record.error = None
+            for action in actions:
+                if isinstance(action, Announce):
+                    self._announcer.announce(action)
+        self._dirty.setdefault(name)
+
+    def _start_tap(self, record: Record, actions: list[Action]) -> None:
+        record.busy = True
+        before = list(takewhile(lambda action: not isinstance(action, CreateTap), actions))
+        create = next(action for action in actions if isinstance(action, CreateTap))
+        task = self._loop.create_task(self._make_tap(record, before, create))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make_tap(self, record: Record, before: list[Action], create: CreateTap) -> None:
+        """The one slow step; other NICs go on meanwhile."""
+        name = record.wanted.nic.name
+        try:
+            for done in self._kernel.perform([before]) if before else ():
+                if done.error:
+                    raise done.error
+            splicing = await self._kernel.create_tap(create)
+        except ActionError as error:
+            self._failed(record, error, self._loop.time())
+        else:
+            record.error = None
+            self._read()
+            if self.seen.links.named(name):
+                self.seen.taps[name] = splicing
+        finally:
+            record.busy = False
+            self._dirty.setdefault(name)
+            self._wake()
+
+    def _failed(self, record: Record, error: ActionError, now: float) -> None:
+        record.error = error
+        record.done = []
+        record.retry_at = now + min(_FIRST_RETRY * 2**record.retries, _LAST_RETRY)
+        record.retries += 1
+        self._set_timer(record, record.retry_at)
+        self._settle(record)
+
+    def _set_timer(self, record: Record, at: float) -> None:
+        if record.timer:
+            record.timer.cancel()
+        name = record.wanted.nic.name
+
+        def due() -> None:
+            self._dirty.setdefault(name)
+            self._step()
+
+        record.timer = self._loop.call_at(at, due)
+
+    def _settle(self, record: Record) -> None:
+        """The NIC has come to rest: note what it is now, and when to look again."""
+        name = record.wanted.nic.name
+        if record.wanted.removed and not self.seen.links.owned(name):
+            self._forget(name)
+            return
+        if not record.plan.actions:
+            record.done = []
+            record.error = None
+            record.retries = 0
+            if record.timer:
+                record.timer.cancel()
+                record.timer = None
+            if record.plan.again_at < float("inf"):
+                self._set_timer(record, record.plan.again_at)
+        self._journal_change(record)
+        record.touched_at = None
+        for callback in self.settled:
+            callback(name)
+
+    def _journal_change(self, record: Record) -> None:
+        state, reason = record.plan.state, record.plan.reason
+        uplink = record.plan.uplink.name if record.plan.uplink else None
+        if record.error:
+            reason = str(record.error)
+            state = state if state == "connected" else "failed"
+        before, before_uplink = record.state, record.uplink
+        record.state, record.uplink, record.reason = state, uplink, reason
+        if (state, uplink) == (before, before_uplink):
+            return
+        name = record.wanted.nic.name
+        record.since = timestamp()
+        event: str = state
+        latency: float | None = None
+        if state == "connected":
+            latency = max(record.done_at - record.touched_at, 0.0) if record.touched_at is not None else None
+            event = self._how_connected(record, before, before_uplink)
+        elif before == "connected" and state != "disconnected":
+            record.outages += 1
+        _log.info(
+            "%s: %s%s%s", name, event, f" ({uplink})" if uplink else "", f": {reason}" if reason else ""
+        )
+        self._journal.record(name, event, uplink, reason, latency)
+
+    def _how_connected(self, record: Record, before: State | None, before_uplink: str | None) -> str:
+        if before != "connected":
+            return "connected"
+        order = [candidate.name for candidate in record.plan.found]
+        if before_uplink not in order:
+            return "retargeted"
+        assert record.uplink is not None
+        return "failback" if order.index(record.uplink) < order.index(before_uplink) else "failover"
+
+    def _forget(self, name: str) -> None:
+        record = self.nics.pop(name)
+        if record.timer:
+            record.timer.cancel()
+        self.interest.drop(name)
+        for callback in self.settled:
+            callback(name)

@@ -1,0 +1,295 @@
+"""What evertap does for those who ask: the operations behind the API, over the loop and the definitions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from evertap.engine.journal import Journal, timestamp
+from evertap.engine.ports import Definitions, Live, Loaded
+from evertap.engine.reconciler import Reconciler, Record
+from evertap.model.actions import Action
+from evertap.model.arguments import qemu_arguments
+from evertap.model.choice import Candidate, Wanted, candidates, current
+from evertap.model.errors import NoSuchNicError
+from evertap.model.links import Link
+from evertap.model.nic import Nic, check_together, parse_nic, parse_uplink, with_uplinks
+from evertap.model.plan import plan
+from evertap.model.views import ActionView, CandidateView, EventView, NicView, UplinkView
+
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """The operations. Those that touch files wait in a thread of their own, never in the event loop."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        journal: Journal,
+        definitions: Definitions,
+        vhost: Callable[[], bool],
+    ) -> None:
+        self._reconciler = reconciler
+        self._journal = journal
+        self._definitions = definitions
+        self._vhost = vhost
+        self._files = ThreadPoolExecutor(1, "evertap-files")
+        self._order = asyncio.Lock()  # definitions change one after another
+        self._loaded = Loaded({}, {})
+        self._live: dict[str, Live] = {}
+
+    async def start(self) -> None:
+        """Read the definitions and have the host become as they want it."""
+        self._loaded = await self._in_thread(self._definitions.load)
+        self._live = await self._in_thread(self._load_live, list(self._loaded.nics))
+        # Wishes of old: an uplink to fall back to has to prove itself again, but nothing else waits.
+        self._take(float("-inf"))
+        self._reconciler.start()
+        self._reconciler.run_now()
+
+    async def stop(self) -> None:
+        """End; traffic goes on."""
+        await self._reconciler.stop()
+        self._files.shutdown()
+
+    async def reload(self) -> None:
+        """Read all definitions anew."""
+        async with self._order:
+            await self._reload()
+
+    # Asking
+
+    def nics(self) -> list[NicView]:
+        """All NICs, by name; also those whose only definition was refused."""
+        return [self.nic(name) for name in sorted({*self._reconciler.nics, *self._loaded.problems})]
+
+    def nic(self, name: str) -> NicView:
+        """One NIC with its candidates."""
+        problem = str(self._loaded.problems.get(name, ""))
+        if problem and name not in self._reconciler.nics:
+            return _refused_view(name, problem)
+        record = self._record(name)
+        nic, seen = record.wanted.nic, self._reconciler.seen
+        found = candidates(nic, seen, asyncio.get_running_loop().time())
+        tap = seen.links.named(name)
+        return NicView(
+            name=name,
+            mac=nic.mac,
+            backend=nic.backend,
+            mode=nic.mode,
+            state=record.state or "waiting",
+            uplink=record.uplink,
+            reason=record.reason,
+            since=record.since,
+            tap=name if tap and tap.owner == name else None,
+            outages=record.outages,
+            uplinks=[str(spec) for spec in nic.uplinks],
+            live=name in self._loaded.nics and nic.uplinks != self._loaded.nics[name].uplinks,
+            problem=problem,
+            candidates=[_candidate_view(candidate) for candidate in found],
+        )
+
+    def uplinks(self) -> list[UplinkView]:
+        """The host's interfaces and who uses them."""
+        seen = self._reconciler.seen
+        on = {name: current(name, seen) for name in self._reconciler.nics}
+        return [self._uplink_view(link, on) for link in seen.links.host()]
+
+    def plan(self) -> list[ActionView]:
+        """What would be done now."""
+        now = asyncio.get_running_loop().time()
+        records = sorted(self._reconciler.nics.items())
+        return [
+            ActionView(name, _kind(action), str(action))
+            for name, record in records
+            for action in plan(record.wanted, self._reconciler.seen, now).actions
+        ]
+
+    def arguments(self, names: Sequence[str]) -> list[str]:
+        """The QEMU arguments for the NICs."""
+        nics = [self._record(name).wanted.nic for name in names]
+        vhost = self._vhost()
+        return [argument for nic in nics for argument in qemu_arguments(nic, vhost=vhost)]
+
+    async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
+        """Wait until the NIC is in the state. TimeoutError after `timeout` seconds."""
+        self._record(name)
+        reached = asyncio.Event()
+
+        def check(settled: str) -> None:
+            if settled == name and (name not in self._reconciler.nics or self._record(name).state == state):
+                reached.set()
+
+        self._reconciler.settled.append(check)
+        try:
+            check(name)
+            async with asyncio.timeout(timeout):
+                await reached.wait()
+        finally:
+            self._reconciler.settled.remove(check)
+        return self.nic(name)
+
+    def history(self, name: str | None) -> list[EventView]:
+        """What happened to one NIC, or to all."""
+        return self._journal.events(name)
+
+    def follow(self, name: str | None) -> AsyncIterator[EventView]:
+        """What happens from now on."""
+        return self._journal.follow(name)
+
+    # Changing
+
+    async def define(self, texts: dict[str, str]) -> None:
+        """Add or replace definitions (NAME -> TOML text), all or none."""
+        async with self._order:
+            await self._in_thread(self._definitions.define, texts)
+            await self._reload()
+
+    async def undefine(self, names: Sequence[str]) -> None:
+        """Remove definitions; a tap that a VM holds stays until the VM lets go."""
+        async with self._order:
+            for name in names:
+                if name not in self._loaded.problems:
+                    self._defined(name)
+            await self._in_thread(self._definitions.undefine, names)
+            await self._reload()
+
+    async def connect(self, name: str) -> None:
+        """End an administrative disconnection."""
+        await self._change_live(name, disconnected=False)
+
+    async def disconnect(self, name: str) -> None:
+        """Take the NIC's backend down until `connect`."""
+        await self._change_live(name, disconnected=True)
+
+    async def retarget(self, name: str, uplinks: Sequence[str], live: bool) -> None:
+        """Give the NIC other uplinks, in the running state and (unless `live`) in the definition."""
+        nic = self._defined(name)
+        wanted = [parse_uplink(uplink) for uplink in uplinks]
+        if live:
+            where = f"retarget {name}"
+            checked = with_uplinks(nic, parse_nic(name, {"mac": nic.mac, "uplinks": wanted}, where).uplinks)
+            check_together(checked, {r.wanted.nic.name: r.wanted.nic for r in self._wishes()}, where)
+            await self._change_live(name, uplinks=checked.uplinks, instead_of=nic.uplinks)
+            return
+        async with self._order:
+            await self._in_thread(self._definitions.set_uplinks, name, wanted)
+            if name in self._live:
+                await self._save_live(name, self._live[name]._replace(uplinks=(), instead_of=()))
+            await self._reload()
+
+    # Inside
+
+    def _defined(self, name: str) -> Nic:
+        nic = self._loaded.nics.get(name)
+        if nic is None:
+            raise NoSuchNicError(name)
+        return nic
+
+    def _record(self, name: str) -> Record:
+        record = self._reconciler.nics.get(name)
+        if record is None:
+            raise NoSuchNicError(name)
+        return record
+
+    def _wishes(self) -> list[Record]:
+        return [record for record in self._reconciler.nics.values() if not record.wanted.removed]
+
+    def _load_live(self, names: list[str]) -> dict[str, Live]:
+        return {name: self._definitions.load_live(name) for name in names}
+
+    async def _change_live(self, name: str, **changes: Any) -> None:
+        self._defined(name)
+        async with self._order:
+            await self._save_live(name, self._live.get(name, Live())._replace(**changes))
+            self._take(asyncio.get_running_loop().time())
+            self._reconciler.run_now()
+
+    async def _save_live(self, name: str, live: Live) -> None:
+        await self._in_thread(self._definitions.save_live, name, live)
+        self._live[name] = live
+
+    async def _reload(self) -> None:
+        self._loaded = await self._in_thread(self._definitions.load)
+        self._take(asyncio.get_running_loop().time())
+        self._reconciler.run_now()
+
+    def _take(self, now: float) -> None:
+        """Have the loop want what the definitions and the running state's overrides say."""
+        for problem in self._loaded.problems.values():
+            _log.error("%s", problem)
+        for name, nic in self._loaded.nics.items():
+            live = self._live.get(name, Live())
+            if live.uplinks and live.instead_of == nic.uplinks:
+                nic = with_uplinks(nic, live.uplinks)
+            record = self._reconciler.nics.get(name)
+            wanted = Wanted(nic, now, live.disconnected)
+            if record is None or record.wanted.removed:
+                self._journal.record(name, "defined", None, "")
+            elif (record.wanted.nic, record.wanted.disconnected) == (nic, live.disconnected):
+                continue
+            self._reconciler.want(wanted)
+        for record in self._wishes():
+            name = record.wanted.nic.name
+            if name not in self._loaded.nics:
+                self._journal.record(name, "undefined", None, "")
+                self._live.pop(name, None)
+                self._reconciler.want(Wanted(record.wanted.nic, removed=True))
+
+    async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._files, call, *arguments)
+
+    def _uplink_view(self, link: Link, on: dict[str, int]) -> UplinkView:
+        seen = self._reconciler.seen
+        connected = sorted(name for name, index in on.items() if index == link.index)
+        owners = {above.owner for above in seen.links.above(link.index) if above.owner}
+        return UplinkView(
+            name=link.name,
+            altnames=list(link.altnames),
+            mac=link.mac,
+            path=f"{link.parent_bus}-{link.parent_dev}" if link.parent_dev else "",
+            kind=link.kind,
+            up=link.up,
+            carrier=link.carrier,
+            mtu=link.mtu,
+            nics=connected,
+            standby=sorted(owners - set(connected)),
+            wanted_by=sorted(self._reconciler.interest.in_link(link)),
+        )
+
+
+def _kind(action: Action) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(action).__name__).lower()
+
+
+def _candidate_view(candidate: Candidate) -> CandidateView:
+    return CandidateView(
+        uplink=str(candidate.spec),
+        interface=candidate.link.name if candidate.link else None,
+        mode=candidate.mode,
+        usable=candidate.usable,
+        reason=candidate.reason,
+    )
+
+
+def _refused_view(name: str, problem: str) -> NicView:
+    return NicView(
+        name=name,
+        mac="",
+        backend="",
+        mode="",
+        state="failed",
+        uplink=None,
+        reason=problem,
+        since=timestamp(),
+        tap=None,
+        outages=0,
+        uplinks=[],
+        live=False,
+        problem=problem,
+    )

@@ -1,0 +1,78 @@
+"""Which NICs a change of the host concerns: found by look-up, since most links concern none."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from evertap.model.links import Link
+from evertap.model.nic import GLOB, Nic
+from evertap.model.observed import Change, Observed
+from evertap.model.table import STACKED_ON_UPLINK
+
+
+class Interest:
+    """The uplinks that the definitions name, turned round: from interface to NICs."""
+
+    def __init__(self) -> None:
+        self._nics: dict[str, Nic] = {}
+        self._exact: dict[tuple[str, str], set[str]] = {}
+        self._globs: dict[str, set[str]] = {}
+        self._passthru: set[str] = set()
+
+    def put(self, nic: Nic) -> None:
+        """Take in a NIC's definition, instead of an earlier one of its name."""
+        self.drop(nic.name)
+        self._nics[nic.name] = nic
+        for spec in nic.uplinks:
+            key, value = spec.target
+            if GLOB.search(value):
+                self._globs.setdefault(value, set()).add(nic.name)
+            else:
+                self._exact.setdefault(("name" if key == "bridge" else key, value), set()).add(nic.name)
+            if nic.mode_on(spec) == "passthru":
+                self._passthru.add(nic.name)
+
+    def drop(self, name: str) -> None:
+        """Forget a NIC."""
+        if self._nics.pop(name, None) is None:
+            return
+        self._passthru.discard(name)
+        for names in (*self._exact.values(), *self._globs.values()):
+            names.discard(name)
+        self._exact = {key: names for key, names in self._exact.items() if names}
+        self._globs = {pattern: names for pattern, names in self._globs.items() if names}
+
+    def in_link(self, link: Link) -> set[str]:
+        """The NICs whose definitions name the interface."""
+        keys = [("name", name) for name in link.names]
+        keys += [("mac", link.mac), ("mac", link.perm_mac), ("path", f"{link.parent_bus}-{link.parent_dev}")]
+        found: set[str] = set()
+        for key in keys:
+            found |= self._exact.get(key, set())
+        for pattern, nics in self._globs.items():
+            if any(fnmatchcase(name, pattern) for name in link.names):
+                found |= nics
+        return found
+
+    def in_change(self, change: Change, seen: Observed) -> set[str]:
+        """The NICs that have to be planned anew after the change."""
+        concerned: set[str] = set()
+        for link in filter(None, change):
+            if link.owner:
+                concerned.add(link.owner)
+            else:
+                concerned |= self.in_link(link)
+                if link.name in self._nics:  # it has the name that the NIC's tap is to have
+                    concerned.add(link.name)
+            if link.kind in STACKED_ON_UPLINK:
+                concerned |= self._in_stacked(link, seen)
+        return concerned
+
+    def _in_stacked(self, link: Link, seen: Observed) -> set[str]:
+        """A device on an uplink concerns other NICs only if one of them cannot be there with another."""
+        lower = seen.links.get(link.lower)
+        if lower is None:
+            return set()
+        if not link.owner or link.mode == "passthru":
+            return self.in_link(lower)
+        return self.in_link(lower) & self._passthru if self._passthru else set()
