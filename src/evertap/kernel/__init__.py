@@ -1,0 +1,1 @@
+"""The kernel's door: rtnetlink, taps and BPF programs. Knows model and ports only."""

@@ -1,0 +1,371 @@
+"""Carries actions out on the real host: netlink in shared batches, maps, taps and announcements."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import pwd
+import random
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from evertap.engine.ports import Done, LostEventsError
+from evertap.kernel import bpf, codec, tun
+from evertap.kernel.codec import Message
+from evertap.kernel.frames import announcement
+from evertap.kernel.rtnetlink import KernelRefusal, LinkMonitor, Overflow, Rtnetlink
+from evertap.model.actions import (
+    Action,
+    Announce,
+    BringUp,
+    CreateMacvlan,
+    CreateTap,
+    JoinBridge,
+    LeaveBridge,
+    RemoveMacvlan,
+    RemoveTap,
+    SetMtu,
+    Splice,
+)
+from evertap.model.errors import ActionError
+from evertap.model.links import MARK, Link, LinkEvent
+from evertap.model.nic import Nic
+from evertap.model.observed import Splicing
+from evertap.model.plan import tap_alias
+
+_FIRST_INDEX: Final = 1 << 20
+_LAST_INDEX: Final = 1 << 30
+_CONF: Final = Path("/proc/sys/net")
+_BY_NETLINK: Final = (CreateMacvlan, RemoveMacvlan, SetMtu, BringUp, JoinBridge, LeaveBridge)
+_REMEDIES: Final = {
+    errno.EPERM: "evertap needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN: run it as root",
+    errno.EADDRINUSE: "another device on the uplink has the NIC's MAC",
+    errno.ENOMEM: "the host is short of memory",
+    errno.ENOBUFS: "the host is short of memory",
+}
+
+
+class _Tap(NamedTuple):
+    """A NIC's tap, with descriptors of its map and of the program for its macvlans."""
+
+    ifindex: int
+    map_fd: int
+    uplink_program: int
+
+    @classmethod
+    def of(cls, ifindex: int, map_fd: int) -> _Tap:
+        """Load what the map's tap needs, so that no connect has to wait for it."""
+        try:
+            return cls(ifindex, map_fd, bpf.load_uplink_program(map_fd, ifindex))
+        except BaseException:
+            os.close(map_fd)
+            raise
+
+    def close(self) -> None:
+        """Give the descriptors back; what they name lives on where it is attached."""
+        os.close(self.map_fd)
+        os.close(self.uplink_program)
+
+
+class _Run:
+    """One NIC's actions, as far as they have come."""
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        self.rest = deque(actions)
+        self.made: dict[int, int] = {}  # macvlans by uplink
+        self.splicing: Splicing | None = None
+        self.error: ActionError | None = None
+
+    def fail(self, action: Action, why: object, number: int | None) -> None:
+        remedy = _REMEDIES.get(number or 0, "")
+        self.error = ActionError(f"{action}: {why}" + (f" ({remedy})" if remedy else ""))
+        self.rest.clear()
+
+    def by_netlink(self) -> Iterator[Action]:
+        """The next actions that can share a request; taken off."""
+        while self.rest and isinstance(self.rest[0], _BY_NETLINK):
+            yield self.rest.popleft()
+
+
+class Host:
+    """Implements ports.Kernel for the network namespace that it is made in."""
+
+    def __init__(self) -> None:
+        self._rtnetlink = Rtnetlink()
+        self._monitor = LinkMonitor()
+        # Protocol 0: a socket that only sends.
+        self._packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._taps: dict[str, _Tap] = {}
+        self._known: set[int] = set()
+        self._next_index = random.randrange(_FIRST_INDEX, _LAST_INDEX)
+        self._tap_thread = ThreadPoolExecutor(1, "evertap-taps")
+
+    def close(self) -> None:
+        """Give all descriptors back; what was made stays."""
+        self._tap_thread.shutdown()
+        for nic in list(self._taps):
+            self._drop(nic)
+        self._packets.close()
+        self._monitor.close()
+        self._rtnetlink.close()
+
+    # ports.Kernel
+
+    def fileno(self) -> int:
+        """Descriptor that is readable when there are events."""
+        return self._monitor.fileno()
+
+    def events(self) -> list[LinkEvent]:
+        """All events that are there; LostEventsError if the kernel dropped some."""
+        try:
+            return self._monitor.read()
+        except Overflow:
+            raise LostEventsError from None
+
+    def read_links(self) -> list[Link]:
+        """A whole reading of the interfaces."""
+        links = self._rtnetlink.dump_links()
+        self._known = {link.index for link in links if link.index >= _FIRST_INDEX}
+        return links
+
+    def read_splicing(self, tap: Link) -> Splicing | None:
+        """What the tap's map says; from now on the map is at hand."""
+        found = bpf.find_splice(tap.index, self._rtnetlink)
+        if found is None:
+            return None
+        map_fd, splicing = found
+        self._drop(tap.owner)
+        self._taps[tap.owner] = _Tap.of(tap.index, map_fd)
+        return splicing
+
+    async def create_tap(self, action: CreateTap) -> Splicing:
+        """Make the tap, in a thread: attaching its program by tcx waits some 16 ms for RCU."""
+        loop = asyncio.get_running_loop()
+        try:
+            tap = await loop.run_in_executor(self._tap_thread, _make_tap, action.definition)
+        except (OSError, KeyError) as error:
+            raise ActionError(f"{action}: {error}") from error
+        self._drop(action.nic)
+        self._taps[action.nic] = tap
+        return Splicing(0, action.definition.spoof_check, action.definition.mac)
+
+    def announce(self, action: Announce) -> None:
+        """Send an announcement out of the uplink; one that cannot leave is lost, as on any network."""
+        with suppress(OSError):
+            self._packets.sendto(announcement(action.mac), (action.uplink, 0))
+
+    def perform(self, work: Sequence[Sequence[Action]]) -> list[Done]:
+        """Carry out several NICs' actions: each NIC's in order, all NICs' netlink messages together."""
+        runs = [_Run(actions) for actions in work]
+        while any(run.rest for run in runs):
+            self._by_netlink(runs)
+            for run in runs:
+                while run.rest and not isinstance(run.rest[0], _BY_NETLINK):
+                    self._at_once(run, run.rest.popleft())
+        return [Done(run.error, run.splicing) for run in runs]
+
+    # Inside
+
+    def _by_netlink(self, runs: Sequence[_Run]) -> None:
+        steps = [(run, action) for run in runs for action in run.by_netlink()]
+        groups: list[list[Message]] = []
+        planned: list[tuple[_Run, Action]] = []
+        for run, action in steps:
+            try:
+                messages = self._messages(run, action)
+            except OSError as error:
+                run.fail(action, error, error.errno)
+                continue
+            planned.append((run, action))
+            groups.append(messages)
+        if not groups:
+            return
+        undo: list[list[Message]] = []
+        for (run, action), refusal in zip(planned, self._rtnetlink.request(groups), strict=True):
+            if refusal and not _harmless(action, refusal):
+                undo += self._undo(run, action, refusal)
+                if run.error is None:
+                    run.fail(action, refusal, refusal.errno)
+        follow_up = [
+            [codec.replace_fdb(self._taps[action.nic].ifindex, action.mac)]
+            for run, action in planned
+            if isinstance(action, JoinBridge) and run.error is None
+        ]
+        if undo or follow_up:
+            self._rtnetlink.request(undo + follow_up)
+
+    def _messages(self, run: _Run, action: Action) -> list[Message]:
+        match action:
+            case CreateMacvlan():
+                index = run.made[action.lower] = self._new_index()
+                program = self._tap(action.nic).uplink_program
+                return [
+                    codec.new_macvlan(index, f"ev{index}", action.lower, action.mac, action.mode, action.mtu),
+                    codec.set_link(index, alias=MARK + action.nic, addrgen_none=True),
+                    codec.add_clsact(index),
+                    codec.add_bpf_filter(index, program, bpf.UPLINK_PROGRAM),
+                    codec.set_link(index, up=True),
+                ]
+            case RemoveMacvlan(index=index):
+                return [codec.del_link(index)]
+            case SetMtu(index=index, mtu=mtu):
+                return [codec.set_link(index, mtu=mtu)]
+            case BringUp(index=index):
+                return [codec.set_link(index, up=True)]
+            case JoinBridge(bridge=bridge):
+                return [codec.set_link(self._tap(action.nic).ifindex, master=bridge)]
+            case LeaveBridge():
+                return [codec.set_link(self._tap(action.nic).ifindex, master=0)]
+        raise AssertionError(action)
+
+    def _undo(self, run: _Run, action: Action, refusal: KernelRefusal) -> list[list[Message]]:
+        """A macvlan that was made in part goes again; one whose index or name was taken is not ours."""
+        if not isinstance(action, CreateMacvlan) or refusal.errno in (errno.EBUSY, errno.EEXIST):
+            return []
+        return [[codec.del_link(run.made[action.lower])]]
+
+    def _at_once(self, run: _Run, action: Action) -> None:
+        try:
+            match action:
+                case Splice():
+                    target = run.made[action.lower] if action.target is None else action.target
+                    splicing = Splicing(target, action.check, action.mac)
+                    bpf.write_map(self._tap(action.nic).map_fd, splicing)
+                    run.splicing = splicing
+                case Announce():
+                    self.announce(action)
+                case RemoveTap():
+                    self._remove_tap(action)
+                case _:
+                    raise AssertionError(action)
+        except OSError as error:
+            run.fail(action, error.strerror or error, error.errno)
+
+    def _remove_tap(self, action: RemoveTap) -> None:
+        try:
+            tun.delete_tap(action.nic, action.queues)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        self._drop(action.nic)
+
+    def _new_index(self) -> int:
+        """An ifindex of our own choice: no look-up is needed between making a device and using it."""
+        while True:
+            index, self._next_index = self._next_index, self._next_index + 1
+            if self._next_index >= _LAST_INDEX:
+                self._next_index = _FIRST_INDEX
+            if index not in self._known:
+                return index
+
+    def _tap(self, nic: str) -> _Tap:
+        tap = self._taps.get(nic)
+        if tap is None:
+            raise OSError(errno.ENODEV, f"the tap {nic} is gone")
+        return tap
+
+    def _drop(self, nic: str) -> None:
+        if tap := self._taps.pop(nic, None):
+            tap.close()
+
+
+def _harmless(action: Action, refusal: KernelRefusal) -> bool:
+    return isinstance(action, RemoveMacvlan) and refusal.errno == errno.ENODEV
+
+
+def _make_tap(nic: Nic) -> _Tap:
+    """Make the NIC's tap, or give one that we made before its program.
+
+    The order is what makes it safe: the program is there before the tap is up, and it is marked before it is
+    made to last, so that no moment leaves an open way to the host's stack or a device that nobody owns.
+    """
+    owner = pwd.getpwnam(nic.owner).pw_uid if nic.owner else None
+    with Rtnetlink() as rtnetlink:
+        try:
+            fd = tun.create_tap(nic.name, nic.queues)
+        except FileExistsError:
+            return _adopt_tap(nic, rtnetlink)
+        try:
+            index = socket.if_nametoindex(nic.name)
+            map_fd = _attach_program(nic, index, rtnetlink)
+            try:
+                _silence(nic.name)
+                _configure(nic, index, rtnetlink)
+                if owner is not None:
+                    tun.set_owner(fd, owner)
+                tun.persist(fd)
+            except BaseException:
+                os.close(map_fd)
+                raise
+            return _Tap.of(index, map_fd)
+        finally:
+            os.close(fd)
+
+
+def _adopt_tap(nic: Nic, rtnetlink: Rtnetlink) -> _Tap:
+    """A tap of ours whose program somebody took off."""
+    index = socket.if_nametoindex(nic.name)
+    link = rtnetlink.get_link(index)
+    if link is None or link.owner != nic.name:
+        raise FileExistsError(
+            errno.EEXIST, f'an interface named "{nic.name}" exists that evertap did not make'
+        )
+    return _Tap.of(index, _attach_program(nic, index, rtnetlink))
+
+
+def _attach_program(nic: Nic, index: int, rtnetlink: Rtnetlink) -> int:
+    """Put the NIC's program on its tap; give its map."""
+    map_fd = bpf.create_map(nic.name)
+    try:
+        bpf.write_map(map_fd, Splicing(0, nic.spoof_check, nic.mac))
+        program = bpf.load_tap_program(map_fd)
+        try:
+            if bpf.tcx_supported():
+                bpf.attach_tcx(index, program)
+            else:
+                messages = [codec.add_clsact(index), codec.add_bpf_filter(index, program, bpf.TAP_PROGRAM)]
+                _insist(rtnetlink, messages)
+        finally:
+            os.close(program)
+    except BaseException:
+        os.close(map_fd)
+        raise
+    return map_fd
+
+
+def _configure(nic: Nic, index: int, rtnetlink: Rtnetlink) -> None:
+    # A bridge takes the lowest MAC of its ports for its own, and hands frames for a port's MAC to the host:
+    # hence a MAC that is high, and not the guest's.
+    first = "fa" if nic.mac.startswith("fe") else "fe"
+    mac = first + nic.mac[2:]
+    _insist(
+        rtnetlink,
+        [
+            codec.set_link(index, alias=tap_alias(nic), mac=mac, mtu=nic.mtu, noarp=True, addrgen_none=True),
+            codec.set_link(index, up=True),
+        ],
+    )
+
+
+def _insist(rtnetlink: Rtnetlink, messages: list[Message]) -> None:
+    for refusal in rtnetlink.request([[message] for message in messages]):
+        if refusal:
+            raise refusal
+
+
+def _silence(name: str) -> None:
+    """Keep the host's stack off the tap, also for the moment in which a bridge under it has been deleted."""
+    settings: list[tuple[str, str]] = [
+        (f"ipv6/conf/{name}/disable_ipv6", "1"),
+        (f"ipv4/conf/{name}/rp_filter", "1"),
+        (f"ipv4/conf/{name}/arp_ignore", "8"),
+    ]
+    for setting, value in settings:
+        with suppress(FileNotFoundError):  # a kernel without IPv6
+            (_CONF / setting).write_text(value)

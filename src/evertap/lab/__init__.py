@@ -1,0 +1,1 @@
+"""A private laboratory for the tests and `evertap demo`: namespaces, wires, guests and a pinger."""

@@ -1,0 +1,1 @@
+"""Tests of the kernel layer, against the running kernel, in network namespaces of their own."""
