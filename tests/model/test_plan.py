@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from evertap.model.actions import (
@@ -43,15 +42,8 @@ class World:
         return plan(self.wanted, self.seen, self.now)
 
     def apply(self, actions: list[Action]) -> None:
-        rest = list(actions)
-        while rest:
-            if isinstance(rest[0], CreateTap):
-                asyncio.run(self.host.create_tap(rest.pop(0)))  # type: ignore[arg-type]
-                continue
-            creates = [place for place, action in enumerate(rest) if isinstance(action, CreateTap)]
-            part, rest = rest[: creates[0] if creates else None], rest[creates[0] :] if creates else []
-            for done in self.host.perform([part]):
-                assert done.error is None
+        for done in self.host.perform([actions]):
+            assert done.error is None
 
     def settle(self) -> Plan:
         self.apply(self.look().actions)

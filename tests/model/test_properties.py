@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evertap.model.actions import Action, BringUp, CreateTap
+from evertap.model.actions import Action, BringUp
 from evertap.model.choice import Wanted
 from evertap.model.links import IFF_LOWER_UP, IFF_UP, Gone, Link, LinkEvent
 from evertap.model.nic import Nic
@@ -79,15 +79,7 @@ def step(host: SimulatedKernel, kind: str, name: str, fields: dict[str, Any]) ->
 
 
 def apply(host: SimulatedKernel, actions: list[Action]) -> None:
-    for action in actions:
-        if isinstance(action, CreateTap):
-            nothing = host.create_tap(action)
-            try:
-                nothing.send(None)
-            except StopIteration:
-                continue
-    performable = [action for action in actions if not isinstance(action, CreateTap)]
-    for done in host.perform([performable]):
+    for done in host.perform([actions]):
         assert done.error is None, done
 
 

@@ -95,13 +95,8 @@ class SimulatedKernel:
     def read_splicing(self, tap: Link) -> Splicing | None:
         return self.taps.get(tap.name)
 
-    async def create_tap(self, action: act.CreateTap) -> Splicing:
-        self._meet(action)
-        nic = action.definition
-        if not any(link.name == nic.name for link in self.links.values()):
-            self.add(nic.name, IFF_UP, kind="tun", alias=tap_alias(nic), mtu=nic.mtu)
-        self.taps[nic.name] = Splicing(0, nic.spoof_check, nic.mac)
-        return self.taps[nic.name]
+    async def perform_slow(self, work: Sequence[act.Action]) -> Done:
+        return self.perform([work])[0]
 
     def announce(self, action: act.Announce) -> None:
         self.announced.append(action)
@@ -117,6 +112,8 @@ class SimulatedKernel:
                 self._meet(action)
                 if isinstance(action, act.CreateMacvlan):
                     made[action.lower] = self._create_macvlan(action)
+                elif isinstance(action, act.CreateTap):
+                    splicing = self._create_tap(action)
                 elif isinstance(action, act.Splice):
                     target = made[action.lower] if action.target is None else action.target
                     splicing = Splicing(target, action.check, action.mac)
@@ -132,6 +129,13 @@ class SimulatedKernel:
         if reason := self.refuse.get(type(action).__name__):
             raise ActionError(f"{action}: {reason}")
 
+    def _create_tap(self, action: act.CreateTap) -> Splicing:
+        nic = action.definition
+        if not any(link.name == nic.name for link in self.links.values()):
+            self.add(nic.name, IFF_UP, kind="tun", alias=tap_alias(nic), mtu=nic.mtu)
+        self.taps[nic.name] = Splicing(0, nic.spoof_check, nic.mac)
+        return self.taps[nic.name]
+
     def _create_macvlan(self, action: act.CreateMacvlan) -> int:
         if action.lower not in self.links:
             raise ActionError(f"{action}: no such device")
@@ -140,7 +144,7 @@ class SimulatedKernel:
             kind="macvlan",
             lower=action.lower,
             mode=action.mode,
-            mac=action.mac,
+            mac=self.links[action.lower].mac if action.mode == "passthru" else action.mac,
             mtu=action.mtu,
             alias=MARK + action.nic,
         ).index

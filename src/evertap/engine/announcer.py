@@ -9,7 +9,7 @@ from evertap.engine.ports import Kernel
 from evertap.model.actions import Announce
 
 _PAUSES: Final = (0.05, 0.15, 0.25, 0.35)
-"""Seconds between rounds: AnnounceParameters' defaults (initial 50 ms, step 100 ms, 5 rounds; qapi/net.json)."""
+"""Seconds between rounds, as in AnnounceParameters (initial 50 ms, step 100 ms, 5 rounds; qapi/net.json)."""
 
 
 class Announcer:

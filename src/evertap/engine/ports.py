@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from evertap.model.actions import Action, Announce, CreateTap
+from evertap.model.actions import Action, Announce
 from evertap.model.errors import ActionError, DefinitionError
 from evertap.model.links import Link, LinkEvent
 from evertap.model.nic import Nic, UplinkSpec
@@ -39,10 +39,10 @@ class Kernel(Protocol):
         """What the tap's map says; None if it has no program of ours."""
 
     def perform(self, work: Sequence[Sequence[Action]]) -> list[Done]:
-        """Carry out several NICs' actions, each NIC's in order up to its first error."""
+        """Carry out several NICs' quick actions, each NIC's in order up to its first error."""
 
-    async def create_tap(self, action: CreateTap) -> Splicing:
-        """Make the tap (tens of milliseconds: the kernel waits for RCU); ActionError if refused."""
+    async def perform_slow(self, work: Sequence[Action]) -> Done:
+        """Carry out one NIC's actions of the slow kinds (actions.SLOW), in order up to the first error."""
 
     def announce(self, action: Announce) -> None:
         """Send the announcement once more; a failure is of no interest."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Final
 
 from evertap.engine.announcer import Announcer
 from evertap.engine.journal import Journal, timestamp
 from evertap.engine.ports import Done, Kernel, LostEventsError
-from evertap.model.actions import Action, Announce, CreateTap
+from evertap.model.actions import SLOW, Action, Announce
 from evertap.model.choice import Wanted
 from evertap.model.errors import ActionError
 from evertap.model.interest import Interest
@@ -39,7 +39,7 @@ class Record:
         self.reason = "starting"
         self.since = timestamp()
         self.outages = 0
-        self.busy = False  # its tap is being made
+        self.busy = False  # a slow step is under way
         self.done: list[Action] = []  # what was carried out last
         self.error: ActionError | None = None
         self.retries = 0
@@ -94,10 +94,27 @@ class Reconciler:
         self.interest.put(wanted.nic)
         self._touch(name, self._loop.time())
 
-    def run_now(self) -> None:
-        """Carry out what is due at once, so that a command's answer tells what came of it."""
-        while self._dirty:
-            self._step()
+    async def rest(self, names: Iterable[str]) -> None:
+        """Wait until these NICs have come to rest: a command's answer tells what came of it."""
+        pending = {name for name in names if name in self._dirty or self._is_busy(name)}
+        if not pending:
+            return
+        rested = asyncio.Event()
+
+        def check(name: str) -> None:
+            pending.discard(name)
+            if not pending:
+                rested.set()
+
+        self.settled.append(check)
+        try:
+            await rested.wait()
+        finally:
+            self.settled.remove(check)
+
+    def _is_busy(self, name: str) -> bool:
+        record = self.nics.get(name)
+        return record is not None and record.busy
 
     def resync(self) -> None:
         """Read everything anew: at the start, and when notifications were lost."""
@@ -171,16 +188,17 @@ class Reconciler:
             record = self.nics.get(name)
             if record is None or record.busy:
                 continue
-            record.plan = plan(record.wanted, self.seen, now)
+            try:
+                record.plan = plan(record.wanted, self.seen, now)
+            except Exception as error:  # a defect of ours: one NIC's trouble must stay its own
+                _log.exception("%s: planning failed", name)
+                self._failed(record, ActionError(f"a defect in evertap: {error!r}; please report it"), now)
+                continue
             actions = record.plan.actions
-            if not actions:
+            if not actions or record.retry_at > now:
                 self._settle(record)
-            elif record.retry_at > now:
-                self._set_timer(record, record.retry_at)
             elif actions == record.done:
                 self._failed(record, ActionError(f"{actions[0]}: the kernel agreed but nothing changed"), now)
-            elif any(isinstance(action, CreateTap) for action in actions):
-                self._start_tap(record, actions)
             else:
                 work.append((record, actions))
         if work:
@@ -189,63 +207,66 @@ class Reconciler:
         self._wake()
 
     def _perform(self, work: list[tuple[Record, list[Action]]]) -> None:
-        outcomes = self._kernel.perform([actions for _, actions in work])
+        quick = [list(takewhile(lambda action: not isinstance(action, SLOW), actions)) for _, actions in work]
+        try:
+            outcomes = self._kernel.perform(quick)
+        except Exception as error:  # no telling how far it came: the reread will
+            _log.exception("carrying out a batch failed")
+            outcomes = [Done(ActionError(f"the kernel could not be asked: {error}"), None)] * len(work)
+            self._loop.call_soon(self.resync)
         now = self._loop.time()
         for (record, actions), done in zip(work, outcomes, strict=True):
             self._note(record, actions, done, now)
 
     def _note(self, record: Record, actions: list[Action], done: Done, now: float) -> None:
         name = record.wanted.nic.name
-        if done.splicing and name in self.seen.taps:
+        if done.splicing:
             self.seen.taps[name] = done.splicing
             self._announcer.cancel(name)
             record.done_at = now
         if done.error:
-            record.done = []
             self._failed(record, done.error, now)
-        else:
-            record.done = actions
-            record.error = None
-            for action in actions:
-                if isinstance(action, Announce):
-                    self._announcer.announce(action)
+            return
+        record.done = actions
+        record.error = None
+        rest = list(dropwhile(lambda action: not isinstance(action, SLOW), actions))
+        for action in actions[: len(actions) - len(rest)]:
+            if isinstance(action, Announce):
+                self._announcer.announce(action)
+        if rest:
+            self._start_slow(record, list(takewhile(lambda action: isinstance(action, SLOW), rest)))
         self._dirty.setdefault(name)
 
-    def _start_tap(self, record: Record, actions: list[Action]) -> None:
+    def _start_slow(self, record: Record, actions: list[Action]) -> None:
         record.busy = True
-        before = list(takewhile(lambda action: not isinstance(action, CreateTap), actions))
-        create = next(action for action in actions if isinstance(action, CreateTap))
-        task = self._loop.create_task(self._make_tap(record, before, create))
+        task = self._loop.create_task(self._perform_slow(record, actions))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _make_tap(self, record: Record, before: list[Action], create: CreateTap) -> None:
-        """The one slow step; other NICs go on meanwhile."""
+    async def _perform_slow(self, record: Record, actions: list[Action]) -> None:
+        """Other NICs go on meanwhile; what comes after these steps is planned anew."""
         name = record.wanted.nic.name
         try:
-            for done in self._kernel.perform([before]) if before else ():
-                if done.error:
-                    raise done.error
-            splicing = await self._kernel.create_tap(create)
-        except ActionError as error:
-            self._failed(record, error, self._loop.time())
-        else:
-            record.error = None
-            self._read()
-            if self.seen.links.named(name):
-                self.seen.taps[name] = splicing
-        finally:
-            record.busy = False
-            self._dirty.setdefault(name)
-            self._wake()
+            done = await self._kernel.perform_slow(actions)
+        except Exception as error:
+            _log.exception("%s: carrying out %s failed", name, actions[0])
+            done = Done(ActionError(f"{actions[0]}: {error}"), None)
+        record.busy = False
+        self._read()
+        if done.splicing and self.seen.links.named(name):
+            self.seen.taps[name] = done.splicing
+        if done.error:
+            self._failed(record, done.error, self._loop.time())
+        self._dirty.setdefault(name)
+        self._wake()
 
     def _failed(self, record: Record, error: ActionError, now: float) -> None:
         record.error = error
         record.done = []
         record.retry_at = now + min(_FIRST_RETRY * 2**record.retries, _LAST_RETRY)
         record.retries += 1
-        self._set_timer(record, record.retry_at)
-        self._settle(record)
+        # Planned anew before it counts: what happened meanwhile may be the failure's cause and its end.
+        self._dirty.setdefault(record.wanted.nic.name)
 
     def _set_timer(self, record: Record, at: float) -> None:
         if record.timer:
@@ -271,11 +292,12 @@ class Reconciler:
             if record.timer:
                 record.timer.cancel()
                 record.timer = None
-            if record.plan.again_at < float("inf"):
-                self._set_timer(record, record.plan.again_at)
+        due = record.retry_at if record.error else record.plan.again_at
+        if due < float("inf"):
+            self._set_timer(record, due)
         self._journal_change(record)
         record.touched_at = None
-        for callback in self.settled:
+        for callback in list(self.settled):
             callback(name)
 
     def _journal_change(self, record: Record) -> None:
@@ -316,5 +338,5 @@ class Reconciler:
         if record.timer:
             record.timer.cancel()
         self.interest.drop(name)
-        for callback in self.settled:
+        for callback in list(self.settled):
             callback(name)

@@ -50,7 +50,6 @@ class Service:
         # Wishes of old: an uplink to fall back to has to prove itself again, but nothing else waits.
         self._take(float("-inf"))
         self._reconciler.start()
-        self._reconciler.run_now()
 
     async def stop(self) -> None:
         """End; traffic goes on."""
@@ -149,6 +148,7 @@ class Service:
         async with self._order:
             await self._in_thread(self._definitions.define, texts)
             await self._reload()
+        await self._reconciler.rest(texts)
 
     async def undefine(self, names: Sequence[str]) -> None:
         """Remove definitions; a tap that a VM holds stays until the VM lets go."""
@@ -158,6 +158,7 @@ class Service:
                     self._defined(name)
             await self._in_thread(self._definitions.undefine, names)
             await self._reload()
+        await self._reconciler.rest(names)
 
     async def connect(self, name: str) -> None:
         """End an administrative disconnection."""
@@ -182,6 +183,7 @@ class Service:
             if name in self._live:
                 await self._save_live(name, self._live[name]._replace(uplinks=(), instead_of=()))
             await self._reload()
+        await self._reconciler.rest([name])
 
     # Inside
 
@@ -208,7 +210,7 @@ class Service:
         async with self._order:
             await self._save_live(name, self._live.get(name, Live())._replace(**changes))
             self._take(asyncio.get_running_loop().time())
-            self._reconciler.run_now()
+        await self._reconciler.rest([name])
 
     async def _save_live(self, name: str, live: Live) -> None:
         await self._in_thread(self._definitions.save_live, name, live)
@@ -217,7 +219,6 @@ class Service:
     async def _reload(self) -> None:
         self._loaded = await self._in_thread(self._definitions.load)
         self._take(asyncio.get_running_loop().time())
-        self._reconciler.run_now()
 
     def _take(self, now: float) -> None:
         """Have the loop want what the definitions and the running state's overrides say."""

@@ -11,7 +11,7 @@ _SHORTEST: Final = 60
 
 
 def announcement(mac: str) -> bytes:
-    """A broadcast RARP request from and for `mac`, as QEMU's announce-self sends (RFC 903; net/announce.c)."""
+    """A broadcast RARP request from and for `mac`, as QEMU's announce-self sends it (RFC 903)."""
     address = bytes.fromhex(mac.replace(":", ""))
     header = b"\xff" * 6 + address + struct.pack("!H", _ETH_P_RARP)
     body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, _REVERSE_REQUEST)

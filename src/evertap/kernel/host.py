@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -42,7 +42,8 @@ from evertap.model.plan import tap_alias
 _FIRST_INDEX: Final = 1 << 20
 _LAST_INDEX: Final = 1 << 30
 _CONF: Final = Path("/proc/sys/net")
-_BY_NETLINK: Final = (CreateMacvlan, RemoveMacvlan, SetMtu, BringUp, JoinBridge, LeaveBridge)
+_IPV6_MIN_MTU: Final = 1280
+_BY_NETLINK: Final = (CreateMacvlan, SetMtu, BringUp, JoinBridge, LeaveBridge)
 _REMEDIES: Final = {
     errno.EPERM: "evertap needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN: run it as root",
     errno.EADDRINUSE: "another device on the uplink has the NIC's MAC",
@@ -82,9 +83,8 @@ class _Run:
         self.splicing: Splicing | None = None
         self.error: ActionError | None = None
 
-    def fail(self, action: Action, why: object, number: int | None) -> None:
-        remedy = _REMEDIES.get(number or 0, "")
-        self.error = ActionError(f"{action}: {why}" + (f" ({remedy})" if remedy else ""))
+    def fail(self, action: Action, error: OSError) -> None:
+        self.error = ActionError(_explain(action, error))
         self.rest.clear()
 
     def by_netlink(self) -> Iterator[Action]:
@@ -104,11 +104,13 @@ class Host:
         self._taps: dict[str, _Tap] = {}
         self._known: set[int] = set()
         self._next_index = random.randrange(_FIRST_INDEX, _LAST_INDEX)
-        self._tap_thread = ThreadPoolExecutor(1, "evertap-taps")
+        self._slow = ThreadPoolExecutor(1, "evertap-slow")
+        self._slow_rtnetlink = Rtnetlink()
 
     def close(self) -> None:
         """Give all descriptors back; what was made stays."""
-        self._tap_thread.shutdown()
+        self._slow.shutdown()
+        self._slow_rtnetlink.close()
         for nic in list(self._taps):
             self._drop(nic)
         self._packets.close()
@@ -144,16 +146,21 @@ class Host:
         self._taps[tap.owner] = _Tap.of(tap.index, map_fd)
         return splicing
 
-    async def create_tap(self, action: CreateTap) -> Splicing:
-        """Make the tap, in a thread: attaching its program by tcx waits some 16 ms for RCU."""
+    async def perform_slow(self, work: Sequence[Action]) -> Done:
+        """Carry out actions that wait for RCU in the kernel, in a thread that has no other work."""
         loop = asyncio.get_running_loop()
-        try:
-            tap = await loop.run_in_executor(self._tap_thread, _make_tap, action.definition)
-        except (OSError, KeyError) as error:
-            raise ActionError(f"{action}: {error}") from error
-        self._drop(action.nic)
-        self._taps[action.nic] = tap
-        return Splicing(0, action.definition.spoof_check, action.definition.mac)
+        splicing = None
+        for action in work:
+            try:
+                tap = await loop.run_in_executor(self._slow, self._one_slow, action)
+            except (OSError, KeyError) as error:
+                return Done(ActionError(_explain(action, error)), splicing)
+            if not isinstance(action, RemoveMacvlan):
+                self._drop(action.nic)
+            if isinstance(action, CreateTap) and tap:
+                self._taps[action.nic] = tap
+                splicing = Splicing(0, action.definition.spoof_check, action.definition.mac)
+        return Done(None, splicing)
 
     def announce(self, action: Announce) -> None:
         """Send an announcement out of the uplink; one that cannot leave is lost, as on any network."""
@@ -180,7 +187,7 @@ class Host:
             try:
                 messages = self._messages(run, action)
             except OSError as error:
-                run.fail(action, error, error.errno)
+                run.fail(action, error)
                 continue
             planned.append((run, action))
             groups.append(messages)
@@ -188,10 +195,10 @@ class Host:
             return
         undo: list[list[Message]] = []
         for (run, action), refusal in zip(planned, self._rtnetlink.request(groups), strict=True):
-            if refusal and not _harmless(action, refusal):
+            if refusal:
                 undo += self._undo(run, action, refusal)
                 if run.error is None:
-                    run.fail(action, refusal, refusal.errno)
+                    run.fail(action, refusal)
         follow_up = [
             [codec.replace_fdb(self._taps[action.nic].ifindex, action.mac)]
             for run, action in planned
@@ -212,8 +219,6 @@ class Host:
                     codec.add_bpf_filter(index, program, bpf.UPLINK_PROGRAM),
                     codec.set_link(index, up=True),
                 ]
-            case RemoveMacvlan(index=index):
-                return [codec.del_link(index)]
             case SetMtu(index=index, mtu=mtu):
                 return [codec.set_link(index, mtu=mtu)]
             case BringUp(index=index):
@@ -240,20 +245,26 @@ class Host:
                     run.splicing = splicing
                 case Announce():
                     self.announce(action)
-                case RemoveTap():
-                    self._remove_tap(action)
                 case _:
                     raise AssertionError(action)
         except OSError as error:
-            run.fail(action, error.strerror or error, error.errno)
+            run.fail(action, error)
 
-    def _remove_tap(self, action: RemoveTap) -> None:
-        try:
-            tun.delete_tap(action.nic, action.queues)
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
-        self._drop(action.nic)
+    def _one_slow(self, action: Action) -> _Tap | None:
+        """In the thread."""
+        match action:
+            case CreateTap(definition=nic):
+                return _make_tap(nic, self._slow_rtnetlink)
+            case RemoveTap():
+                # Not by netlink, which would take it from a VMM that has just opened it.
+                with _ignored(errno.ENODEV):
+                    tun.delete_tap(action.nic, action.queues)
+            case RemoveMacvlan(index=index):
+                with _ignored(errno.ENODEV):
+                    _insist(self._slow_rtnetlink, [codec.del_link(index)])
+            case _:
+                raise AssertionError(action)
+        return None
 
     def _new_index(self) -> int:
         """An ifindex of our own choice: no look-up is needed between making a device and using it."""
@@ -275,37 +286,54 @@ class Host:
             tap.close()
 
 
-def _harmless(action: Action, refusal: KernelRefusal) -> bool:
-    return isinstance(action, RemoveMacvlan) and refusal.errno == errno.ENODEV
+def _explain(action: Action, error: Exception) -> str:
+    remedy = _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+    why = error.args[0] if isinstance(error, KeyError) else error
+    return f"{action}: {why}" + (f" ({remedy})" if remedy else "")
 
 
-def _make_tap(nic: Nic) -> _Tap:
+@contextmanager
+def _ignored(number: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != number:
+            raise
+
+
+def _without_ipv6_addresses(index: int, mtu: int) -> list[Message]:
+    """Let the device have no address of its own, where IPv6 is there at all: else the kernel refuses this."""
+    if mtu < _IPV6_MIN_MTU or not (_CONF / "ipv6").exists():
+        return []
+    return [codec.set_link(index, addrgen_none=True)]
+
+
+def _make_tap(nic: Nic, rtnetlink: Rtnetlink) -> _Tap:
     """Make the NIC's tap, or give one that we made before its program.
 
     The order is what makes it safe: the program is there before the tap is up, and it is marked before it is
     made to last, so that no moment leaves an open way to the host's stack or a device that nobody owns.
     """
     owner = pwd.getpwnam(nic.owner).pw_uid if nic.owner else None
-    with Rtnetlink() as rtnetlink:
+    try:
+        fd = tun.create_tap(nic.name, nic.queues)
+    except FileExistsError:
+        return _adopt_tap(nic, rtnetlink)
+    try:
+        index = socket.if_nametoindex(nic.name)
+        map_fd = _attach_program(nic, index, rtnetlink)
         try:
-            fd = tun.create_tap(nic.name, nic.queues)
-        except FileExistsError:
-            return _adopt_tap(nic, rtnetlink)
-        try:
-            index = socket.if_nametoindex(nic.name)
-            map_fd = _attach_program(nic, index, rtnetlink)
-            try:
-                _silence(nic.name)
-                _configure(nic, index, rtnetlink)
-                if owner is not None:
-                    tun.set_owner(fd, owner)
-                tun.persist(fd)
-            except BaseException:
-                os.close(map_fd)
-                raise
-            return _Tap.of(index, map_fd)
-        finally:
-            os.close(fd)
+            _silence(nic.name)
+            _configure(nic, index, rtnetlink)
+            if owner is not None:
+                tun.set_owner(fd, owner)
+            tun.persist(fd)
+        except BaseException:
+            os.close(map_fd)
+            raise
+        return _Tap.of(index, map_fd)
+    finally:
+        os.close(fd)
 
 
 def _adopt_tap(nic: Nic, rtnetlink: Rtnetlink) -> _Tap:
@@ -347,7 +375,8 @@ def _configure(nic: Nic, index: int, rtnetlink: Rtnetlink) -> None:
     _insist(
         rtnetlink,
         [
-            codec.set_link(index, alias=tap_alias(nic), mac=mac, mtu=nic.mtu, noarp=True, addrgen_none=True),
+            codec.set_link(index, alias=tap_alias(nic), mac=mac, mtu=nic.mtu, noarp=True),
+            *_without_ipv6_addresses(index, nic.mtu),
             codec.set_link(index, up=True),
         ],
     )

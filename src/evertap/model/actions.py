@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from evertap.model.nic import Nic
@@ -119,3 +121,7 @@ class Announce(Action, frozen=True):
 
     def __str__(self) -> str:
         return f"announce {self.mac} on {self.uplink}"
+
+
+SLOW: Final = (CreateTap, RemoveTap, RemoveMacvlan)
+"""These take some 16 ms each, for the kernel waits for RCU; all others well under one."""

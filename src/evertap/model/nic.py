@@ -106,8 +106,9 @@ _ALLOWED: Final = {
 def check_name(name: str, file: str) -> None:
     """Refuse a NIC name that the kernel would not take for a tap (dev_valid_name), or that hides its file."""
     problem = ""
-    if not name or len(name.encode("utf-8", "surrogateescape")) > _NAME_MAX:
-        problem = f"found {len(name)} characters; allowed: 1 to {_NAME_MAX}"
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if not 1 <= size <= _NAME_MAX:
+        problem = f"found {size} bytes; allowed: 1 to {_NAME_MAX}"
     elif name.startswith("."):
         problem = "it starts with a dot"
     elif bad := re.search(r"[/:%\s\x00-\x1f\x7f\ud800-\udfff]", name):
@@ -216,7 +217,7 @@ def _uplink_problem(nic: Nic, spec: UplinkSpec, key: str, value: str, seen: set[
         return "" if "-" in value.strip("-") else f"allowed: {_ALLOWED['uplinks[].path']}"
     if key == "bridge" and spec.mode:
         return "a bridge has no mode. Remove mode"
-    if len(value.encode("utf-8", "surrogateescape")) > _ALTNAME_MAX or re.search(r"[/\s]", value):
+    if len(value.encode("utf-8", "surrogatepass")) > _ALTNAME_MAX or re.search(r"[/\s]", value):
         return (
             f"allowed: {_ALLOWED['uplinks[].' + key]}, at most {_ALTNAME_MAX} characters, no / and no space"
         )

@@ -114,7 +114,10 @@ def _connect(view: _View) -> Iterator[Action]:
         old, uplink = have.get(lower), candidate.link
         assert uplink is not None
         mtu = min(nic.mtu, uplink.mtu)
-        if old and (old.mode, old.mac, old.up) == (candidate.mode, nic.mac, True):
+        # In passthru a macvlan bears its uplink's MAC.
+        same_mac = old and (candidate.mode == "passthru" or old.mac == nic.mac)
+        # One that is down is repaired only on a sound uplink: else it may be on its way out with it.
+        if old and same_mac and old.mode == candidate.mode and (old.up or not candidate.usable):
             ready[lower] = old.index
             if old.mtu != mtu:
                 yield SetMtu(nic=nic.name, index=old.index, device=old.name, mtu=mtu)

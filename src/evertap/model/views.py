@@ -1,7 +1,6 @@
 """What evertap tells of itself: the objects of the JSON output and of the API. Field names are a contract."""
 
-from __future__ import annotations
-
+# No postponed annotations here: the API reads the fields' types.
 from dataclasses import dataclass, field
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the laboratory's own tests."""
+"""Fixtures that several folders share: private namespaces, a laboratory in them, a real guest."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from evertap.lab.image import GuestImage, build
 from evertap.lab.netns import Namespace, usable
 from evertap.lab.wires import Lab
 
-_REPOSITORY = Path(__file__).parents[2]
+_REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")

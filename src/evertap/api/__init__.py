@@ -1,0 +1,4 @@
+"""The local API: varlink on a Unix socket; its interface, server, peers' rights and client."""
+
+SOCKET = "evertap.sock"
+"""The socket's name in the runtime folder."""

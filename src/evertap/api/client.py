@@ -1,0 +1,179 @@
+"""A client of the daemon's API, for the command line and for programs that embed evertap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+from asyncvarlink import (
+    VarlinkClientProtocol,
+    VarlinkMethodCall,
+    VarlinkMethodReply,
+    connect_unix_varlink,
+)
+
+from evertap.api import SOCKET
+from evertap.api.errors import NotReachableError, PermissionDeniedError
+from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
+from evertap.model.views import ActionView, EventView, NicView, UplinkView
+
+PATIENCE: Final = 60.0
+"""Seconds for an answer; a daemon that needs longer is not reachable."""
+
+_VERSIONS: Final = "Are daemon and client of one version? Restart the daemon"
+
+_T = TypeVar("_T")
+
+
+@asynccontextmanager
+async def connect(runtime_dir: Path) -> AsyncIterator[Client]:
+    """Connect to the daemon that serves in this runtime folder (NotReachableError)."""
+    path = runtime_dir / SOCKET
+    try:
+        transport, protocol = await connect_unix_varlink(VarlinkClientProtocol, path)
+    except OSError as error:
+        raise NotReachableError(
+            f"no evertap daemon is reachable at {path}: {error.strerror or error}. Start it: evertap daemon"
+        ) from error
+    try:
+        yield Client(protocol)
+    finally:
+        transport.abort()
+        await transport.closed_future
+
+
+class Client:
+    """The daemon's operations (api.service.Service), over one connection: one call at a time.
+
+    Everything raises NoSuchNicError, DefinitionError, PermissionDeniedError, NotReachableError, or
+    EvertapError for whatever else failed.
+    """
+
+    def __init__(self, protocol: VarlinkClientProtocol) -> None:
+        self._protocol = protocol
+
+    async def nics(self) -> list[NicView]:
+        """All NICs, in order of their names."""
+        return await self._ask("Nics", list[NicView])
+
+    async def nic(self, name: str) -> NicView:
+        """One NIC."""
+        return await self._ask("Nic", NicView, name=name)
+
+    async def uplinks(self) -> list[UplinkView]:
+        """The host interfaces and who uses them."""
+        return await self._ask("Uplinks", list[UplinkView])
+
+    async def plan(self) -> list[ActionView]:
+        """What the daemon would do now."""
+        return await self._ask("Plan", list[ActionView])
+
+    async def define(self, texts: dict[str, str]) -> None:
+        """Add or replace definitions (NAME -> TOML text), all or none."""
+        await self._tell("Define", texts=texts)
+
+    async def undefine(self, names: Sequence[str]) -> None:
+        """Remove definitions, all or none."""
+        await self._tell("Undefine", names=list(names))
+
+    async def connect(self, name: str) -> None:
+        """End an administrative disconnection."""
+        await self._tell("Connect", name=name)
+
+    async def disconnect(self, name: str) -> None:
+        """Disconnect the NIC until it is connected again."""
+        await self._tell("Disconnect", name=name)
+
+    async def retarget(self, name: str, uplinks: Sequence[str], *, live: bool = False) -> None:
+        """New uplinks for a NIC; `live`: for the running state alone."""
+        await self._tell("Retarget", name=name, uplinks=list(uplinks), live=live)
+
+    async def arguments(self, names: Sequence[str]) -> list[str]:
+        """The QEMU arguments for NICs."""
+        return await self._ask("Arguments", list[str], names=list(names))
+
+    async def wait(
+        self,
+        name: str,
+        state: str,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> NicView:
+        """The NIC once it is in that state; TimeoutError after `timeout` seconds."""
+        call = _call("Wait", {"name": name, "state": state, "timeout": timeout})
+        return _value(await self._reply(call, None), NicView)
+
+    async def history(self, name: str | None = None) -> list[EventView]:
+        """What happened to a NIC (None: to all), oldest first."""
+        return await self._ask("History", list[EventView], name=name)
+
+    async def follow(self, name: str | None = None) -> AsyncGenerator[EventView, None]:
+        """What happens to a NIC (None: to any) from now on. Takes the connection for itself."""
+        call = _call("Follow", {"name": name}, more=True)
+        try:
+            async with aclosing(self._protocol.call_more(call)) as replies:
+                async for reply, _ in replies:
+                    yield _value(reply, EventView)
+        except OSError as error:
+            raise _gone() from error
+
+    async def _ask(self, method: str, kind: type[_T], **parameters: Any) -> _T:
+        return _value(await self._reply(_call(method, parameters), PATIENCE), kind)
+
+    async def _tell(self, method: str, **parameters: Any) -> None:
+        await self._reply(_call(method, parameters), PATIENCE)
+
+    async def _reply(self, call: VarlinkMethodCall, patience: float | None) -> VarlinkMethodReply:
+        try:
+            async with asyncio.timeout(patience):
+                answer = await self._protocol.call(call)
+        except TimeoutError:
+            raise NotReachableError(f"the evertap daemon has not answered for {patience:g} s") from None
+        except OSError as error:
+            raise _gone() from error
+        assert answer is not None  # as it is of calls that are not one-way
+        reply = answer[0]
+        if reply.error is not None:
+            _raise(reply.error, reply.parameters)
+        return reply
+
+
+def _call(method: str, parameters: dict[str, Any], *, more: bool = False) -> VarlinkMethodCall:
+    return VarlinkMethodCall(f"org.evertap.{method}", parameters, more=more)
+
+
+def _value(reply: VarlinkMethodReply, kind: type[_T]) -> _T:
+    """The only parameter of a reply, or its error."""
+    if reply.error is not None:
+        _raise(reply.error, reply.parameters)
+    try:
+        (value,) = reply.parameters.values()
+        return msgspec.convert(value, kind)
+    except ValueError as error:
+        raise EvertapError(f"the daemon's answer is strange ({error}). {_VERSIONS}") from error
+
+
+def _raise(error: str, parameters: dict[str, Any]) -> NoReturn:
+    """The exception that the daemon's error stands for."""
+    reason = str(parameters.get("reason", ""))
+    match error.removeprefix("org.evertap."):
+        case "NoSuchNic":
+            raise NoSuchNicError(parameters["name"])
+        case "BadDefinition":
+            raise DefinitionError(parameters["file"], parameters["field"], parameters["problem"])
+        case "TimedOut":
+            raise TimeoutError(reason)
+        case "PermissionDenied":
+            raise PermissionDeniedError(reason)
+        case "Failed":
+            raise EvertapError(reason)
+    raise EvertapError(f"the daemon answered {error} {parameters}. {_VERSIONS}")
+
+
+def _gone() -> NotReachableError:
+    return NotReachableError(
+        "the evertap daemon closed the connection: it was stopped, or has as many clients as it takes"
+    )

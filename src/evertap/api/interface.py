@@ -1,0 +1,191 @@
+"""The varlink interface org.evertap: its methods, types and errors, over a Service."""
+
+# No postponed annotations here: asyncvarlink reads the types of methods and fields at run time.
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Final, Literal
+
+from asyncvarlink import (
+    TypedVarlinkErrorReply,
+    VarlinkErrorReply,
+    VarlinkInterface,
+    varlinkmethod,
+)
+from asyncvarlink.serviceerrors import InvalidParameter
+
+from evertap.api.follower import buffered
+from evertap.api.peer import Places
+from evertap.api.service import Service
+from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
+from evertap.model.views import ActionView, EventView, NicView, UplinkView
+
+_log = logging.getLogger(__name__)
+
+NAME: Final = "org.evertap"
+OVER: Final = "the daemon is stopping, or the connection was closed"
+
+State = Literal["connected", "waiting", "disconnected", "failed"]
+
+_LONGEST_WAIT: Final = 366 * 86400.0  # seconds; what a client may ask must fit the loop's clock
+
+
+class NoSuchNic(TypedVarlinkErrorReply, interface=NAME):
+    """There is no NIC of that name."""
+
+    class Parameters:
+        name: str
+
+
+class BadDefinition(TypedVarlinkErrorReply, interface=NAME):
+    """A definition was refused, whole: which file, which field in it, and what is wrong and allowed."""
+
+    class Parameters:
+        file: str
+        field: str
+        problem: str
+
+
+class Failed(TypedVarlinkErrorReply, interface=NAME):
+    """It could not be done."""
+
+    class Parameters:
+        reason: str
+
+
+class TimedOut(TypedVarlinkErrorReply, interface=NAME):
+    """It did not come to pass in the time that was given."""
+
+    class Parameters:
+        reason: str
+
+
+class PermissionDenied(TypedVarlinkErrorReply, interface=NAME):
+    """The caller may only read."""
+
+    class Parameters:
+        reason: str
+
+
+def as_reply(error: Exception) -> VarlinkErrorReply:
+    """The varlink error that tells a client of an exception."""
+    if isinstance(error, VarlinkErrorReply):
+        return error
+    if isinstance(error, NoSuchNicError):
+        return NoSuchNic(name=error.name)
+    if isinstance(error, DefinitionError):
+        return BadDefinition(file=error.file, field=error.field, problem=error.problem)
+    if isinstance(error, TimeoutError):
+        return TimedOut(reason=str(error))
+    if isinstance(error, EvertapError):
+        return Failed(reason=str(error))
+    _log.error("a client's call failed", exc_info=error)
+    return Failed(
+        reason=f"a fault in evertap ({type(error).__name__}: {error}); the daemon's log has it whole"
+    )
+
+
+class EvertapInterface(VarlinkInterface, name=NAME):
+    """evertap keeps virtual machines' NICs connected to host interfaces that come and go.
+
+    Everybody may read; root, the daemon's user and members of the group evertap may change things.
+    """
+
+    errors = (NoSuchNic, BadDefinition, Failed, TimedOut, PermissionDenied)
+
+    def __init__(self, service: Service, refusal: str, over: asyncio.Future[None], followers: Places) -> None:
+        """`refusal` says why the client may not change things (empty: it may); `over`: it has gone."""
+        self._service = service
+        self._refusal = refusal
+        self._over = over
+        self._followers = followers
+
+    @property
+    def _changing(self) -> Service:
+        if self._refusal:
+            raise PermissionDenied(reason=self._refusal)
+        return self._service
+
+    @varlinkmethod(return_parameter="nics")
+    def Nics(self) -> list[NicView]:  # noqa: N802
+        """All NICs with their candidates."""
+        return self._service.nics()
+
+    @varlinkmethod(return_parameter="nic")
+    def Nic(self, *, name: str) -> NicView:  # noqa: N802
+        """One NIC with its candidates, and why each is or is not usable."""
+        return self._service.nic(name)
+
+    @varlinkmethod(return_parameter="uplinks")
+    def Uplinks(self) -> list[UplinkView]:  # noqa: N802
+        """The host interfaces and who uses them."""
+        return self._service.uplinks()
+
+    @varlinkmethod(return_parameter="actions")
+    def Plan(self) -> list[ActionView]:  # noqa: N802
+        """What the daemon would do now."""
+        return self._service.plan()
+
+    @varlinkmethod
+    async def Define(self, *, texts: dict[str, str]) -> None:  # noqa: N802
+        """Add or replace definitions (name to TOML text), all or none."""
+        await self._changing.define(texts)
+
+    @varlinkmethod
+    async def Undefine(self, *, names: list[str]) -> None:  # noqa: N802
+        """Remove definitions, all or none."""
+        await self._changing.undefine(names)
+
+    @varlinkmethod
+    async def Connect(self, *, name: str) -> None:  # noqa: N802
+        """End an administrative disconnection."""
+        await self._changing.connect(name)
+
+    @varlinkmethod
+    async def Disconnect(self, *, name: str) -> None:  # noqa: N802
+        """Disconnect a NIC until it is connected again."""
+        await self._changing.disconnect(name)
+
+    @varlinkmethod
+    async def Retarget(self, *, name: str, uplinks: list[str], live: bool) -> None:  # noqa: N802
+        """New uplinks for a NIC, each NAME or KEY=VALUE[,mode=MODE]; live: for the running state alone."""
+        await self._changing.retarget(name, uplinks, live)
+
+    @varlinkmethod(return_parameter="arguments")
+    def Arguments(self, *, names: list[str]) -> list[str]:  # noqa: N802
+        """The QEMU arguments for NICs."""
+        return self._service.arguments(names)
+
+    @varlinkmethod(return_parameter="nic")
+    async def Wait(self, *, name: str, state: State, timeout: float | None) -> NicView:  # noqa: N802, ASYNC109
+        """Wait until a NIC is in a state, at most for `timeout` seconds. Ends when the client goes."""
+        if timeout is not None and not 0 <= timeout <= _LONGEST_WAIT:
+            raise InvalidParameter(parameter="timeout")
+        waiting = asyncio.ensure_future(self._service.wait(name, state, timeout))
+        either: list[asyncio.Future[Any]] = [waiting, self._over]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            raise Failed(reason=OVER)
+        return waiting.result()
+
+    @varlinkmethod(return_parameter="events")
+    def History(self, *, name: str | None) -> list[EventView]:  # noqa: N802
+        """What happened to a NIC, or to all, oldest first."""
+        return self._service.history(name)
+
+    @varlinkmethod(return_parameter="event", delay_generator=False)
+    async def Follow(self, *, name: str | None) -> AsyncIterator[EventView]:  # noqa: N802
+        """What happens to a NIC, or to any, from now on. Close the connection to end it.
+
+        A client that reads too slowly misses the oldest events; an event `lost` says how many.
+        """
+        if not self._followers.take(trusted=not self._refusal):
+            raise Failed(reason="too many clients follow the events already")
+        try:
+            async for event in buffered(self._service.follow(name), self._over):
+                yield event
+        finally:
+            self._followers.leave()
+        raise Failed(reason=OVER)

@@ -1,0 +1,18 @@
+"""`evertap connect`."""
+
+from __future__ import annotations
+
+import click
+
+from evertap.cli.common import Folders, ask, echo_changed
+from evertap.cli.common import as_json as json_option
+
+
+@click.command("connect")
+@click.argument("nic")
+@json_option
+@click.pass_obj
+def command(folders: Folders, nic: str, as_json: bool) -> None:
+    """End an administrative disconnection."""
+    ask(folders, lambda client: client.connect(nic))
+    echo_changed([nic], as_json, f"{nic} is to be connected")

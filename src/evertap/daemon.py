@@ -1,0 +1,115 @@
+"""Wires everything: the one place that knows all parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from evertap.api.server import serve
+from evertap.config.store import Store
+from evertap.config.watch import watch
+from evertap.engine.journal import Journal
+from evertap.engine.reconciler import Reconciler
+from evertap.engine.service import Service
+from evertap.kernel.host import Host
+from evertap.model.errors import EvertapError
+
+_log = logging.getLogger("evertap")
+
+
+def run(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
+    """Run the daemon in the foreground until SIGTERM or SIGINT. EvertapError if it cannot start."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    _allow_many_descriptors()
+    with _only_one_here():
+        asyncio.run(_main(config_dir, runtime_dir, state_dir))
+
+
+async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    journal = Journal()
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            host = stack.enter_context(contextlib.closing(Host()))
+        except PermissionError as error:
+            raise EvertapError(f"{error}: the daemon has to run as root") from None
+        service = Service(
+            Reconciler(host, journal),
+            journal,
+            Store(config_dir, runtime_dir, state_dir),
+            vhost=lambda: os.access("/dev/vhost-net", os.R_OK | os.W_OK),
+        )
+        reloads = _Reloads(service)
+        await service.start()
+        stack.push_async_callback(service.stop)
+        await stack.enter_async_context(serve(service, runtime_dir))
+        await stack.enter_async_context(watch(config_dir, reloads.request))
+        loop.add_signal_handler(signal.SIGHUP, reloads.request)
+        _notify("READY=1")
+        _log.info("ready: definitions in %s, socket in %s", config_dir / "nics.d", runtime_dir)
+        await stop.wait()
+        _notify("STOPPING=1")
+        _log.info("stopping; traffic goes on")
+
+
+class _Reloads:
+    """Rereads the definitions when asked, once for any number of requests that come meanwhile."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    def request(self) -> None:
+        """Have the definitions reread."""
+        self._again = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        while self._again:
+            self._again = False
+            try:
+                await self._service.reload()
+            except Exception:
+                _log.exception("rereading the definitions failed; those in force stay")
+
+
+@contextlib.contextmanager
+def _only_one_here() -> Iterator[None]:
+    """Two daemons would take each other's devices for remains. Abstract socket names are per network namespace."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        try:
+            claim.bind("\0evertap-daemon")
+        except OSError:
+            raise EvertapError(
+                "another evertap daemon runs in this network namespace; stop it first"
+            ) from None
+        yield
+
+
+def _allow_many_descriptors() -> None:
+    """A NIC takes two descriptors: raise the soft limit as far as it goes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); without it, nobody asks."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(message.encode())

@@ -1,0 +1,175 @@
+"""A Service that remembers what it was asked, and the means to serve it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evertap.api.server import serve
+from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
+from evertap.model.views import ActionView, CandidateView, EventView, NicView, UplinkView
+
+
+def view(name: str = "web0", **changes: Any) -> NicView:
+    """A NIC that waits for eth1 although it has eth0."""
+    fields: dict[str, Any] = {
+        "name": name,
+        "mac": "52:54:00:00:00:01",
+        "backend": "tap",
+        "mode": "bridge",
+        "state": "connected",
+        "uplink": "eth0",
+        "reason": "eth0 is the first usable uplink",
+        "since": "2026-11-22T10:00:00.000000+00:00",
+        "tap": name,
+        "outages": 2,
+        "uplinks": ["eth0", "mac=52:54:00:00:00:09"],
+        "live": False,
+        "problem": "",
+        "candidates": [
+            CandidateView("eth0", "eth0", "bridge", True, ""),
+            CandidateView("mac=52:54:00:00:00:09", None, "vepa", False, "no such interface"),
+        ],
+    }
+    return NicView(**fields | changes)
+
+
+def event(number: int, nic: str = "web0", latency_ms: float | None = None) -> EventView:
+    """One event, numbered in its reason."""
+    return EventView("2026-11-22T10:00:00.000000+00:00", nic, "connected", "eth0", f"{number}", latency_ms)
+
+
+class FakeService:
+    """Knows the NICs that it is given; everything else is a list of calls."""
+
+    def __init__(self, *nics: NicView) -> None:
+        self.known = {nic.name: nic for nic in nics}
+        self.calls: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None  # raised by the next call
+        self.following: list[asyncio.Queue[EventView]] = []
+        self.waiting = 0
+
+    def _note(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self.error:
+            error, self.error = self.error, None
+            raise error
+
+    def nics(self) -> list[NicView]:
+        self._note("nics")
+        return list(self.known.values())
+
+    def nic(self, name: str) -> NicView:
+        self._note("nic", name)
+        if name not in self.known:
+            raise NoSuchNicError(name)
+        return self.known[name]
+
+    def uplinks(self) -> list[UplinkView]:
+        self._note("uplinks")
+        return [
+            UplinkView("eth0", ["lan"], "02:00:00:00:00:01", "pci-0000:3b:00.0", "", True, True, 1500,
+                       ["web0"], ["web1"], ["web0", "web1"])
+        ]  # fmt: skip
+
+    def plan(self) -> list[ActionView]:
+        self._note("plan")
+        return [ActionView("web0", "create_tap", "create tap web0")] if "web0" in self.known else []
+
+    async def define(self, texts: dict[str, str]) -> None:
+        self._note("define", texts)
+        for name, text in texts.items():
+            if "bad" in text:
+                raise DefinitionError(f"{name}.toml", "mac", "found bad; allowed: good")
+
+    async def undefine(self, names: Sequence[str]) -> None:
+        self._note("undefine", names)
+        for name in names:
+            self.nic(name)
+
+    async def connect(self, name: str) -> None:
+        self._note("connect", name)
+        self.nic(name)
+
+    async def disconnect(self, name: str) -> None:
+        self._note("disconnect", name)
+        self.nic(name)
+
+    async def retarget(self, name: str, uplinks: Sequence[str], live: bool) -> None:
+        self._note("retarget", name, uplinks, live)
+        self.nic(name)
+        if "bad" in uplinks:
+            raise DefinitionError("web0.toml", "uplinks[0]", "found bad")
+
+    def arguments(self, names: Sequence[str]) -> list[str]:
+        self._note("arguments", names)
+        return [part for name in names for part in ("-netdev", f"tap,id={self.nic(name).name},x=a b")]
+
+    async def wait(self, name: str, state: str, timeout: float | None) -> NicView:
+        self.nic(name)
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(timeout):
+                while self.known[name].state != state:
+                    await asyncio.sleep(0.005)
+        finally:
+            self.waiting -= 1
+        return self.known[name]
+
+    def history(self, name: str | None) -> list[EventView]:
+        self._note("history", name)
+        if name and name not in self.known:
+            raise NoSuchNicError(name)
+        return [event(1, latency_ms=0.31), event(2)]
+
+    async def follow(self, name: str | None) -> AsyncIterator[EventView]:
+        if name and name not in self.known:
+            raise NoSuchNicError(name)
+        queue: asyncio.Queue[EventView] = asyncio.Queue()
+        self.following.append(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self.following.remove(queue)
+
+    def happens(self, *events: EventView) -> None:
+        for queue in self.following:
+            for each in events:
+                queue.put_nowait(each)
+
+
+class Failing(FakeService):
+    """Every question ends in the same failure."""
+
+    def nics(self) -> list[NicView]:
+        raise EvertapError("the kernel is on holiday")
+
+
+@contextmanager
+def served(service: FakeService, runtime_dir: Path) -> Iterator[asyncio.AbstractEventLoop]:
+    """Serve it from a thread of its own, for clients that block."""
+    started = threading.Event()
+    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def serving() -> None:
+        async with serve(service, runtime_dir):
+            stop = asyncio.Event()
+            loops.append((asyncio.get_running_loop(), stop))
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serving(),))
+    thread.start()
+    started.wait(10)
+    loop, stop = loops[0]
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        assert not thread.is_alive()
