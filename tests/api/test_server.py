@@ -158,8 +158,7 @@ def test_names_that_are_not_text_go_through(tmp_path: Path) -> None:
 
 def test_socket_is_for_everybody_and_goes_with_the_daemon(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "run"
-    os.umask(before := os.umask(0o077))
-    os.umask(0o077)
+    before = os.umask(0o077)
     try:
 
         async def story(client: Client) -> None:
@@ -184,7 +183,9 @@ def test_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
 
 def test_second_daemon_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     async def story(client: Client) -> None:
-        with pytest.raises(EvertapError, match=r"^another evertap daemon is running in /.*; stop it, or name"):
+        with pytest.raises(
+            EvertapError, match=r"^another evertap daemon is running in /.*; stop it, or name"
+        ):
             async with serve(FakeService(), tmp_path):
                 pass
         assert await client.nics() == []
@@ -211,7 +212,9 @@ def test_no_daemon_is_not_reachable(tmp_path: Path) -> None:
         async with connect(tmp_path):
             pass
 
-    with pytest.raises(NotReachableError, match=r"no evertap daemon is reachable at .*: No such file.*Start it"):
+    with pytest.raises(
+        NotReachableError, match=r"no evertap daemon is reachable at .*: No such file.*Start it"
+    ):
         asyncio.run(story())
 
 
@@ -395,9 +398,7 @@ def test_a_client_that_speaks_no_varlink_is_dropped(
     ],
     ids=lambda value: value[:60] if isinstance(value, bytes) else "",
 )
-def test_a_wrong_call_gets_an_error_and_the_connection_stays(
-    tmp_path: Path, data: bytes, error: str
-) -> None:
+def test_a_wrong_call_gets_an_error_and_the_connection_stays(tmp_path: Path, data: bytes, error: str) -> None:
     async def story() -> None:
         async with serve(FakeService(view()), tmp_path):
             reader, writer = await asyncio.open_unix_connection(tmp_path / "evertap.sock")
@@ -480,7 +481,6 @@ def test_more_clients_than_there_is_room_for_are_turned_away(
             async with connect(tmp_path) as third:
                 with pytest.raises(NotReachableError, match="has as many clients as it takes"):
                     await third.plan()
-        await until(lambda: True)
         await client.plan()
         for _ in range(20):  # places are given back
             async with connect(tmp_path) as other:
@@ -501,6 +501,7 @@ def test_out_of_descriptors_the_server_pauses_and_goes_on(
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def story(client: Client) -> None:
+        await client.plan()  # accepted
         used = max(int(fd) for fd in os.listdir("/proc/self/fd"))
         extra = socket.socket(socket.AF_UNIX)
         fillers = []
@@ -579,7 +580,6 @@ def test_a_slow_follower_misses_the_oldest_events_and_is_told(
 
     async def story(client: Client) -> None:
         reader, writer = await asyncio.open_unix_connection(tmp_path / "evertap.sock", limit=1 << 24)
-        slow = writer.get_extra_info("socket")
         writer.write(call("org.evertap.Follow", more=True, name=None))
         await until(lambda: bool(service.following))
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -592,7 +592,6 @@ def test_a_slow_follower_misses_the_oldest_events_and_is_told(
         async with asyncio.timeout(20):
             while not got or got[-1]["reason"] != str(total - 1):
                 got.append(json.loads((await reader.readuntil(b"\0"))[:-1])["parameters"]["event"])
-        assert slow is not None
         writer.close()
         await writer.wait_closed()
         lost = [each for each in got if each["event"] == "lost"]

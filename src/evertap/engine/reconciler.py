@@ -36,6 +36,7 @@ class Record:
         self.plan = Plan("waiting", None, "not looked at yet", [], [])
         self.state: State | None = None  # as last journalled
         self.uplink: str | None = None
+        self.uplink_index = 0
         self.reason = "starting"
         self.since = timestamp()
         self.outages = 0
@@ -274,7 +275,7 @@ class Reconciler:
         name = record.wanted.nic.name
 
         def due() -> None:
-            self._dirty.setdefault(name)
+            self._touch(name, self._loop.time())
             self._step()
 
         record.timer = self._loop.call_at(at, due)
@@ -306,11 +307,14 @@ class Reconciler:
         if record.error:
             reason = str(record.error)
             state = state if state == "connected" else "failed"
-        before, before_uplink = record.state, record.uplink
-        record.state, record.uplink, record.reason = state, uplink, reason
-        if (state, uplink) == (before, before_uplink):
-            return
         name = record.wanted.nic.name
+        before, before_uplink, before_index = record.state, record.uplink, record.uplink_index
+        record.state, record.uplink, record.reason = state, uplink, reason
+        record.uplink_index = record.plan.uplink.index if record.plan.uplink else 0
+        if (state, record.uplink_index) == (before, before_index):
+            if uplink != before_uplink:
+                self._journal.record(name, "renamed", uplink, f"the uplink was called {before_uplink}")
+            return
         record.since = timestamp()
         event: str = state
         latency: float | None = None

@@ -37,7 +37,7 @@ class Step:
     lost: int  # pings without answer from the change until the guest was reachable again
     latency_ms: float | None  # evertap's own part, from the kernel's notification
     boot_id: str
-    carrier_changes: int
+    carrier_changes: int  # that the guest has seen since its start
 
 
 class Story:
@@ -47,6 +47,7 @@ class Story:
         self._kind = guest
         self._say = say
         self._stack = ExitStack()
+        self._carrier_changes = 0
         self.pinger: Pinger | None = None
 
     def __enter__(self) -> Story:
@@ -59,7 +60,9 @@ class Story:
         """Tell the story, step by step."""
         image = None
         if self._kind == "qemu":
-            cache = Path(os.environ.get("EVERTAP_GUEST_CACHE") or Path.home() / ".cache" / "evertap" / "guest")
+            cache = Path(
+                os.environ.get("EVERTAP_GUEST_CACHE") or Path.home() / ".cache" / "evertap" / "guest"
+            )
             image = build(cache, self._say)
         lab = self._stack.enter_context(Lab())
         trial = self._stack.enter_context(Trial(lab.host))
@@ -69,42 +72,46 @@ class Story:
         trial.define("web0", DEFINITION)
         guest: QemuGuest | BuiltinGuest
         if image:
-            self._say("starting a QEMU guest (software emulation) although no uplink exists: "
-                      + trial.run("args", "web0").strip())
+            self._say("starting a QEMU guest (software emulation) although no uplink exists")
+            self._say("$ qemu-system-x86_64 … " + trial.run("args", "web0").strip())
             guest = QemuGuest(lab.host, image, trial.arguments("web0"))
         else:
             self._say("starting the builtin guest on the tap although no uplink exists")
             guest = BuiltinGuest(lab.host, "web0", NIC_MAC)
         self._stack.enter_context(guest)
         guest.boot()
+        self._carrier_changes = guest.carrier_changes()
         self.pinger = self._stack.enter_context(Pinger(lab.wire, interval=INTERVAL))
         time.sleep(1)
-        self._carrier_changes = guest.carrier_changes()
-        yield self._result("the guest runs, its uplink does not exist", guest, trial, None)
+        yield self._result("started without an uplink", guest, trial, None)
 
         self._say(f"plugging the card in as eth0 (MAC {CARD_MAC})")
-        yield self._change("uplink appears", guest, trial, lambda: lab.uplink("eth0", mac=CARD_MAC))
+        yield self._change("the uplink appears", guest, trial, lambda: lab.uplink("eth0", mac=CARD_MAC))
         self._say("pulling it out: the kernel deletes eth0 and all that stands on it")
         lab.remove("eth0")
         time.sleep(1)
-        yield self._result("uplink is gone", guest, trial, None)
+        yield self._result("the uplink is gone", guest, trial, None)
         self._say("plugging it in again; the kernel calls it enx0 this time")
         yield self._change(
-            "uplink is back under another name", guest, trial, lambda: lab.uplink("enx0", mac=CARD_MAC)
+            "back under another name", guest, trial, lambda: lab.uplink("enx0", mac=CARD_MAC)
         )
         self._say("adding a second uplink, spare0, and then cutting enx0's cable")
         lab.uplink("spare0")
         time.sleep(0.5)
         yield self._change("failover to spare0", guest, trial, lambda: lab.carrier("enx0", False))
-        self._say("mending the cable; after one good second the NIC returns to enx0")
+        self._say("mending the cable: after one good second the NIC returns to enx0")
         lab.carrier("enx0", True)
-        self._until(lambda: trial.json("show", "web0")["uplink"] == "enx0")
-        yield self._change("failback to enx0", guest, trial, lambda: None)
+        yield self._change(
+            "failback to enx0",
+            guest,
+            trial,
+            lambda: self._until(lambda: trial.json("show", "web0")["uplink"] == "enx0"),
+        )
         lab.uplink("eth9")
         lab.bridge("br0", "eth9")
         self._say("$ evertap retarget web0 bridge=br0")
         yield self._change(
-            "retarget to the bridge br0", guest, trial, lambda: trial.run("retarget", "web0", "bridge=br0")
+            "retarget to bridge br0", guest, trial, lambda: trial.run("retarget", "web0", "bridge=br0")
         )
 
     def _until(self, reached: Callable[[], bool]) -> None:
@@ -117,16 +124,14 @@ class Story:
     def _change(
         self, title: str, guest: QemuGuest | BuiltinGuest, trial: Trial, change: Callable[[], object]
     ) -> Step:
+        assert self.pinger is not None
         before = time.monotonic()
         change()
-        assert self.pinger is not None
         self.pinger.wait_reply(_PATIENCE)
         time.sleep(0.7)  # for the last answers on their way
         return self._result(title, guest, trial, before)
 
-    def _result(
-        self, title: str, guest: QemuGuest | BuiltinGuest, trial: Trial, since: float | None
-    ) -> Step:
+    def _result(self, title: str, guest: QemuGuest | BuiltinGuest, trial: Trial, since: float | None) -> Step:
         assert self.pinger is not None
         latency = reachable = None
         lost = 0
@@ -134,8 +139,7 @@ class Story:
             reply = self.pinger.first_reply_after(since)
             reachable = reply - since if reply else None
             lost = self.pinger.lost(since)
-            events = [event for event in self._events(trial) if event["latency_ms"] is not None]
-            latency = events[-1]["latency_ms"] if events else None
+            latency = [event["latency_ms"] for event in trial.events("web0") if "latency_ms" in event][-1]
         return Step(
             title,
             reachable,
@@ -144,9 +148,3 @@ class Story:
             guest.boot_id(),
             guest.carrier_changes() - self._carrier_changes,
         )
-
-    @staticmethod
-    def _events(trial: Trial) -> list[dict[str, object]]:
-        import json
-
-        return [json.loads(line) for line in trial.run("events", "--json").splitlines()]

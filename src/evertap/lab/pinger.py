@@ -89,6 +89,11 @@ class Pinger:
             if first <= probe.sent <= last
         )
 
+    def recent(self, count: int) -> list[bool]:
+        """Of the last `count` probes, whether each has been answered yet."""
+        with self._news:
+            return [probe.replied is not None for probe in self._probes[-count:]]
+
     def first_reply_after(self, moment: float) -> float | None:
         """When the first reply came to a probe sent after `moment`; None if there is none so far."""
         with self._news:

@@ -119,6 +119,10 @@ class Trial:
         """The same with --json, decoded."""
         return json.loads(self.run(*arguments, "--json"))
 
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What happened to the NIC."""
+        return [json.loads(line) for line in self.run("events", "--nic", name, "--json").splitlines()]
+
     def define(self, name: str, text: str) -> None:
         """Define a NIC from TOML text."""
         file = self.path / f"{name}.toml"

@@ -67,7 +67,9 @@ class EventView:
 
     time: str  # ISO 8601, UTC, microseconds
     nic: str
-    event: str  # defined, connected, failover, failback, retargeted, waiting, disconnected, failed, undefined
+    event: str
+    """defined, undefined; connected, failover, failback, retargeted (on a connection); renamed (the uplink);
+    waiting, disconnected, failed"""
     uplink: str | None
     reason: str
     latency_ms: float | None = None  # on a connection: from the kernel's notification to being connected
