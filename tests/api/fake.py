@@ -109,12 +109,12 @@ class FakeService:
         self._note("arguments", names)
         return [part for name in names for part in ("-netdev", f"tap,id={self.nic(name).name},x=a b")]
 
-    async def wait(self, name: str, state: str, timeout: float | None) -> NicView:
+    async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
         self.nic(name)
         self.waiting += 1
         try:
             async with asyncio.timeout(timeout):
-                while self.known[name].state != state:
+                while self.known[name].state != state:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
         finally:
             self.waiting -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -38,7 +39,7 @@ def with_client(folder: Path, service: FakeService, story: Callable[[Client], Aw
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -197,7 +198,7 @@ def test_too_long_a_path_is_a_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 120)
 
     async def story() -> None:
-        with pytest.raises(EvertapError, match="cannot listen on .*AF_UNIX path too long"):
+        with pytest.raises(EvertapError, match=r"cannot listen on .*AF_UNIX path too long"):
             async with serve(FakeService(), folder):
                 pass
         with pytest.raises(NotReachableError, match="AF_UNIX path too long"):
@@ -502,12 +503,12 @@ def test_out_of_descriptors_the_server_pauses_and_goes_on(
 
     async def story(client: Client) -> None:
         await client.plan()  # accepted
-        used = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+        used = max(int(fd) for fd in os.listdir("/proc/self/fd"))  # noqa: PTH208
         extra = socket.socket(socket.AF_UNIX)
         fillers = []
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, limits[1]))
-            with pytest.raises(OSError, match="Too many open files"):
+            with contextlib.suppress(OSError):
                 while True:
                     fillers.append(os.dup(0))
             extra.connect(str(tmp_path / "evertap.sock"))
@@ -629,8 +630,11 @@ def test_wait_ends_when_the_state_comes_or_the_time_is_over(tmp_path: Path) -> N
     service = FakeService(view(state="waiting"))
 
     async def story(client: Client) -> None:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError) as caught:
             await client.wait("web0", "connected", 0.05)
+        assert str(caught.value) == (
+            'NIC "web0" is waiting, not connected, after 0.05 s: eth0 is the first usable uplink'
+        )
         waiting = asyncio.ensure_future(client.wait("web0", "connected"))
         await until(lambda: bool(service.waiting))
         service.known["web0"] = view()

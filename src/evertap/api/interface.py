@@ -168,7 +168,12 @@ class EvertapInterface(VarlinkInterface, name=NAME):
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             raise Failed(reason=OVER)
-        return waiting.result()
+        try:
+            return waiting.result()
+        except TimeoutError:
+            nic = self._service.nic(name)
+            text = f'NIC "{name}" is {nic.state}, not {state}, after {timeout:g} s: {nic.reason}'
+            raise TimedOut(reason=text) from None
 
     @varlinkmethod(return_parameter="events")
     def History(self, *, name: str | None) -> list[EventView]:  # noqa: N802

@@ -115,6 +115,7 @@ def _put_back(path: Path) -> bool:
     try:
         if os.path.lexists(_kept(path)):
             _kept(path).replace(path)
+            _kept(path).unlink(missing_ok=True)  # rename(2) leaves it where both are the same file
         else:
             path.unlink(missing_ok=True)
     except OSError:
