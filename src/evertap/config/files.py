@@ -28,14 +28,17 @@ def read_definition(path: Path) -> bytes:
     """The file's bytes (FileNotFoundError if it has gone, DefinitionError if it cannot be read)."""
     try:
         # Not blocking: opening a FIFO would wait for its writer.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            kind = os.fstat(file.fileno()).st_mode
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            kind = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(kind):
                 found = "a folder" if stat.S_ISDIR(kind) else "not a regular file"
-                raise DefinitionError(
-                    printable(path), "", f"found {found}; allowed: a file with one definition"
-                )
-            data = file.read(LIMIT + 1)
+                problem = f"found {found}; allowed: a file with one definition"
+                raise DefinitionError(printable(path), "", problem)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(LIMIT + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         if path.is_symlink():
             problem = f"is a link to {printable(path.readlink())}, which does not exist. Mend the link"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from evertap.model.actions import Action, Announce
@@ -10,6 +10,7 @@ from evertap.model.errors import ActionError, DefinitionError
 from evertap.model.links import Link, LinkEvent
 from evertap.model.nic import Nic, UplinkSpec
 from evertap.model.observed import Splicing
+from evertap.model.vmm import RxFilter, Vmm
 
 
 class LostEventsError(Exception):
@@ -46,6 +47,40 @@ class Kernel(Protocol):
 
     def announce(self, action: Announce) -> None:
         """Send the announcement once more; a failure is of no interest."""
+
+
+class Vmms(Protocol):
+    """The running QEMUs, each by the path of a QMP socket of our own. Calls raise ActionError.
+
+    Every call has a time limit: a QEMU that hangs delays nothing but its own NICs.
+    """
+
+    changed: Callable[[str, Vmm], None]
+    """Set by the engine: called with the path whenever what is known of a QEMU has changed."""
+
+    filtered: Callable[[str, str, RxFilter], None]
+    """Set by the engine: called with path and NIC when a guest has changed its receive filter."""
+
+    def follow(self, paths: set[str]) -> None:
+        """Keep a connection to each of these sockets while it exists, and to no other."""
+
+    async def plug(self, path: str, nic: str, index: int, descriptor: int) -> None:
+        """Join an open macvtap, of that interface index, to the NIC's hub. Half done is undone."""
+
+    async def unplug(self, path: str, nic: str, index: int) -> None:
+        """Take a macvtap off the NIC's hub again; no error if it is not on it."""
+
+    async def set_link(self, path: str, nic: str, up: bool) -> None:
+        """Let the guest see its card's carrier up or down."""
+
+    async def announce(self, path: str, nic: str) -> None:
+        """Have QEMU send its own announcements for the guest's MAC (announce-self)."""
+
+    async def attach(self, path: str, nic: Nic, descriptors: Sequence[int]) -> None:
+        """Plug the guest's device: on its tap, whose open queues are given, or on a hub (none given)."""
+
+    async def detach(self, path: str, nic: Nic) -> None:
+        """Unplug the guest's device, wait until the guest has let go, remove its netdevs."""
 
 
 class Live(NamedTuple):

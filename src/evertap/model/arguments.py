@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-import re
 import zlib
+from collections.abc import Sequence
 
 from evertap.model.nic import Nic
+from evertap.model.vmm import card_port, host_netdev, hub_id, qemu_id, sink_port
 
 
-def qemu_id(name: str) -> str:
-    """The NIC's id in QEMU: its name, made to fit QEMU's rules for ids (id_wellformed in util/id.c)."""
-    fitted = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-    if fitted != name:
-        fitted += f"-{zlib.crc32(name.encode('utf-8', 'surrogateescape')):08x}"
-    return f"evertap-{fitted}"
+def qemu_arguments(nic: Nic, *, vhost: bool, descriptors: Sequence[int] = ()) -> list[str]:
+    """`-netdev` and `-device` for the NIC (qemu(1)).
 
-
-def qemu_arguments(nic: Nic, *, vhost: bool) -> list[str]:
-    """`-netdev` and `-device` for the NIC on its tap (qemu(1)); `vhost`: the host's kernel has vhost-net."""
+    `vhost`: the host's kernel has vhost-net. `descriptors`: the tap's open queues, for a QEMU that may not open
+    it; otherwise QEMU opens it by name.
+    """
     ident = qemu_id(nic.name)
-    ifname = nic.name.replace(",", ",,")  # QEMU's escape
-    netdev = f"tap,id={ident}-host,ifname={ifname},script=no,downscript=no"
-    device = f"virtio-net-pci,id={ident},netdev={ident}-host,mac={nic.mac}"
+    device = f"virtio-net-pci,id={ident},mac={nic.mac}"
+    if nic.mtu != 1500:
+        device += f",host_mtu={nic.mtu}"
+    if nic.backend == "macvtap":
+        hub = hub_id(nic.name)
+        ports = [f"hubport,id={port(nic.name)},hubid={hub}" for port in (card_port, sink_port)]
+        return ["-netdev", ports[0], "-netdev", ports[1], "-device", f"{device},netdev={card_port(nic.name)}"]
+    netdev = f"tap,id={host_netdev(nic.name)}"
+    if descriptors:
+        key = "fds" if len(descriptors) > 1 else "fd"
+        netdev += f",{key}={':'.join(map(str, descriptors))}"
+    else:
+        # A comma is QEMU's separator; doubled it is itself.
+        netdev += f",ifname={nic.name.replace(',', ',,')},script=no,downscript=no"
+        if nic.queues > 1:
+            netdev += f",queues={nic.queues}"
     if nic.queues > 1:
-        netdev += f",queues={nic.queues}"
         device += f",mq=on,vectors={2 * nic.queues + 2}"
     if vhost:
         netdev += ",vhost=on"
-    if nic.mtu != 1500:
-        device += f",host_mtu={nic.mtu}"
-    return ["-netdev", netdev, "-device", device]
+    return ["-netdev", netdev, "-device", f"{device},netdev={host_netdev(nic.name)}"]
+
+
+def qmp_arguments(path: str) -> list[str]:
+    """A QMP socket of evertap's own: one serves one client."""
+    ident = f"evertap-qmp-{zlib.crc32(path.encode('utf-8', 'surrogateescape')):08x}"
+    chardev = f"socket,id={ident},path={path.replace(',', ',,')},server=on,wait=off"
+    return ["-chardev", chardev, "-mon", f"chardev={ident},mode=control"]

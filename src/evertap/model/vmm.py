@@ -1,0 +1,68 @@
+"""What is known of a running QEMU, and the names by which evertap finds its own parts in it."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+import msgspec
+
+
+class Vmm(msgspec.Struct, frozen=True):
+    """A QEMU as its QMP socket shows it."""
+
+    running: bool = False  # connected, and its parts are known
+    parts: frozenset[str] = frozenset()  # ids of evertap's devices and netdevs in it
+    reason: str = "no QMP socket yet"  # why not running, for people
+
+
+class RxFilter(msgspec.Struct, frozen=True):
+    """What the guest's card wants to receive (query-rx-filter)."""
+
+    mac: str
+    multicast: frozenset[str] = frozenset()
+    all_multicast: bool = False  # also when promiscuous
+
+
+def qemu_id(name: str) -> str:
+    """The id of a NIC's device: its name, made to fit QEMU's rules for ids (id_wellformed in util/id.c)."""
+    fitted = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    if fitted != name:
+        fitted += f"-{zlib.crc32(name.encode('utf-8', 'surrogateescape')):08x}"
+    return f"evertap-{fitted}"
+
+
+def host_netdev(name: str) -> str:
+    """The netdev on the NIC's tap."""
+    return f"{qemu_id(name)}-host"
+
+
+def card_port(name: str) -> str:
+    """The hub port that the NIC's device is on (backend macvtap)."""
+    return f"{qemu_id(name)}-card"
+
+
+def sink_port(name: str) -> str:
+    """The hub port without a peer: it keeps the guest's queue from stalling while there is no uplink."""
+    return f"{qemu_id(name)}-sink"
+
+
+def uplink_netdev(name: str, index: int) -> str:
+    """The netdev of a macvtap with that interface index."""
+    return f"{qemu_id(name)}-up{index}"
+
+
+def uplink_port(name: str, index: int) -> str:
+    """The hub port of a macvtap with that interface index."""
+    return f"{qemu_id(name)}-hub{index}"
+
+
+def hub_id(name: str) -> int:
+    """The number of the NIC's hub in its QEMU (an int32)."""
+    return zlib.crc32(name.encode("utf-8", "surrogateescape")) & 0x7FFFFFFF
+
+
+def plugged(name: str, vmm: Vmm) -> set[int]:
+    """Interface indexes of the macvtaps of which the NIC's hub has a part, whole or half."""
+    pattern = re.compile(re.escape(qemu_id(name)) + r"-(?:up|hub)(\d+)")
+    return {int(found.group(1)) for part in vmm.parts if (found := pattern.fullmatch(part))}
