@@ -21,6 +21,14 @@ from evertap.engine.reconciler import Reconciler
 from evertap.engine.service import Service
 from evertap.kernel.host import Host
 from evertap.model.errors import EvertapError
+try:
+    from evertap.vmm.qmp import QemuMonitors
+except ImportError:
+
+    class QemuMonitors:  # type: ignore
+        def follow(self, paths): ...
+        async def close(self): ...
+
 
 _log = logging.getLogger("evertap")
 
@@ -44,10 +52,17 @@ async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
             host = stack.enter_context(contextlib.closing(Host()))
         except PermissionError as error:
             raise EvertapError(f"{error}: the daemon has to run as root") from None
+        vmms = QemuMonitors()
+        stack.push_async_callback(vmms.close)
+        qmp_folder = runtime_dir / "qmp"
+        qmp_folder.mkdir(parents=True, exist_ok=True)
         service = Service(
-            Reconciler(host, journal),
+            Reconciler(host, vmms, journal),
             journal,
             Store(config_dir, runtime_dir, state_dir),
+            host,
+            vmms,
+            qmp_folder=str(qmp_folder),
             vhost=lambda: os.access("/dev/vhost-net", os.R_OK | os.W_OK),
         )
         reloads = _Reloads(service)

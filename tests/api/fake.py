@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evertap.api.server import serve
-from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
+from evertap.model.errors import DefinitionError, NoSuchNicError
 from evertap.model.views import ActionView, CandidateView, EventView, NicView, UplinkView
 
 
@@ -51,6 +51,7 @@ class FakeService:
         self.calls: list[tuple[Any, ...]] = []
         self.error: Exception | None = None  # raised by the next call
         self.following: list[asyncio.Queue[EventView]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.waiting = 0
 
     def _note(self, *call: Any) -> None:
@@ -110,6 +111,7 @@ class FakeService:
         return [part for name in names for part in ("-netdev", f"tap,id={self.nic(name).name},x=a b")]
 
     async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
+        self._note("wait", name, state, timeout)
         self.nic(name)
         self.waiting += 1
         try:
@@ -127,8 +129,10 @@ class FakeService:
         return [event(1, latency_ms=0.31), event(2)]
 
     async def follow(self, name: str | None) -> AsyncIterator[EventView]:
+        self._note("follow", name)
         if name and name not in self.known:
             raise NoSuchNicError(name)
+        self._loop = asyncio.get_running_loop()
         queue: asyncio.Queue[EventView] = asyncio.Queue()
         self.following.append(queue)
         try:
@@ -138,20 +142,15 @@ class FakeService:
             self.following.remove(queue)
 
     def happens(self, *events: EventView) -> None:
+        """Tell the followers; from any thread."""
+        assert self._loop
         for queue in self.following:
             for each in events:
-                queue.put_nowait(each)
-
-
-class Failing(FakeService):
-    """Every question ends in the same failure."""
-
-    def nics(self) -> list[NicView]:
-        raise EvertapError("the kernel is on holiday")
+                self._loop.call_soon_threadsafe(queue.put_nowait, each)
 
 
 @contextmanager
-def served(service: FakeService, runtime_dir: Path) -> Iterator[asyncio.AbstractEventLoop]:
+def served(service: FakeService, runtime_dir: Path) -> Iterator[None]:
     """Serve it from a thread of its own, for clients that block."""
     started = threading.Event()
     loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -168,7 +167,7 @@ def served(service: FakeService, runtime_dir: Path) -> Iterator[asyncio.Abstract
     started.wait(10)
     loop, stop = loops[0]
     try:
-        yield loop
+        yield
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)

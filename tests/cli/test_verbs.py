@@ -9,14 +9,17 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from evertap.cli.main import run
 from evertap.model.errors import EvertapError
 from evertap.model.views import CandidateView
 from tests.api.fake import FakeService, event, view
@@ -166,8 +169,6 @@ def test_no_such_nic_is_4(evertap: Shell, service: FakeService, arguments: list[
 
 @pytest.mark.parametrize("arguments", REMOTE, ids=" ".join)
 def test_what_fails_is_1(evertap: Shell, service: FakeService, web0: Path, arguments: list[str]) -> None:
-    if arguments[0] == "wait" or "--follow" in arguments:
-        pytest.skip("the fake's do not fail")
     service.error = EvertapError("the disk is full")
     assert evertap(*arguments) == (1, "", "evertap: the disk is full\n")
 
@@ -262,11 +263,23 @@ def test_file_that_cannot_be_sent_is_2(
     assert service.calls == []
 
 
-def test_second_daemon_of_a_folder_is_1(evertap: Shell, service: FakeService) -> None:
-    # Whichever check comes first, of the folder or of the network namespace.
-    code, out, err = evertap("daemon", "--json")
-    assert (code, out) == (1, "")
-    assert json.loads(err.splitlines()[-1])["error"] == "failed"
+def test_daemon_gets_the_folders_and_its_failure_is_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[Path] = []
+
+    def refuse(*folders: Path) -> None:
+        given.extend(folders)
+        raise EvertapError("another evertap daemon is running")
+
+    # A real daemon would go to work in the namespace of the tests.
+    monkeypatch.setitem(sys.modules, "evertap.daemon", SimpleNamespace(run=refuse))
+    monkeypatch.chdir(tmp_path)
+    folders = ["--config-dir", "a", "--runtime-dir", "b", "--state-dir", "/c"]
+    assert run([*folders, "daemon", "--json"]) == 1
+    assert given == [tmp_path / "a", tmp_path / "b", Path("/c")]
+    told = {"error": "failed", "message": "another evertap daemon is running"}
+    assert json.loads(capsys.readouterr().err) == told
 
 
 def test_reading_only_is_1_and_says_who_may(
@@ -305,7 +318,7 @@ def test_help_loads_nothing_slow(evertap: Shell) -> None:
     loaded = subprocess.run(
         ["python3", "-c", "import sys; from evertap.cli.main import run; run(['--help']); "
          "print(*sys.modules, file=sys.stderr)"],
-        env=evertap.environment | {"PATH": f"{Path(os.sys.executable).parent}:{os.environ['PATH']}"},
+        env=evertap.environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True, text=True, check=True,
     ).stderr.split()  # fmt: skip
     assert not {"asyncio", "asyncvarlink", "rich", "msgspec", "tomlkit"} & set(loaded)
@@ -364,7 +377,7 @@ def on_terminal(shell: Shell, *arguments: str, **environment: str) -> str:
     with subprocess.Popen(
         ["python3", "-m", "evertap", *arguments],
         env=shell.environment
-        | {"PATH": f"{Path(os.sys.executable).parent}:{os.environ['PATH']}", "TERM": "xterm-256color"}
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TERM": "xterm-256color"}
         | environment,
         stdout=follower,
     ) as process:
@@ -402,16 +415,15 @@ def test_strange_names_print_literally(evertap: Shell, service: FakeService) -> 
 
 @contextmanager
 def following(shell: Shell, service: FakeService, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = shell.start("events", "--follow", *arguments)
-    try:
-        deadline = time.monotonic() + 20
-        while not service.following:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    with shell.start("events", "--follow", *arguments) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not service.following:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
 
 
 def test_follow_prints_each_event_at_once_and_ctrl_c_ends_it_quietly(

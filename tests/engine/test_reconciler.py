@@ -14,7 +14,7 @@ from evertap.model.actions import CreateMacvlan, Splice
 from evertap.model.choice import Wanted
 from evertap.model.links import IFF_LOWER_UP, IFF_UP
 from tests.support.nics import nic
-from tests.support.simulated import SimulatedKernel
+from tests.support.simulated import FakeVmms, SimulatedKernel
 
 
 class Bench:
@@ -23,7 +23,7 @@ class Bench:
     def __init__(self) -> None:
         self.host = SimulatedKernel()
         self.journal = Journal()
-        self.loop = Reconciler(self.host, self.journal)
+        self.loop = Reconciler(self.host, FakeVmms(), self.journal)
 
     async def rest(self, seconds: float = 0.0) -> None:
         """Until the loop has nothing more to do at this moment."""
@@ -169,7 +169,7 @@ def test_a_new_daemon_adopts_what_is_there_without_touching_it() -> None:
         bench.host.add("eth0")
         await bench.rest()
         bench.host.performed.clear()
-        second = Reconciler(bench.host, Journal())
+        second = Reconciler(bench.host, FakeVmms(), Journal())
         second.want(Wanted(nic()))
         second.start()
         try:
@@ -187,7 +187,7 @@ def test_devices_of_a_nic_without_definition_are_removed() -> None:
         eth0 = bench.host.add("eth0")
         bench.host.add("old0", kind="tun", alias="evertap:old0 queues=1", flags=IFF_UP)
         bench.host.add("ev7", kind="macvlan", lower=eth0.index, alias="evertap:old0")
-        second = Reconciler(bench.host, Journal())
+        second = Reconciler(bench.host, FakeVmms(), Journal())
         second.start()
         try:
             await bench.rest()

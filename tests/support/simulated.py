@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,11 @@ import msgspec
 from evertap.engine.ports import Done, LostEventsError
 from evertap.model import actions as act
 from evertap.model.errors import ActionError
-from evertap.model.links import IFF_LOWER_UP, IFF_UP, MARK, Gone, Link, LinkEvent
+from evertap.model.links import IFF_ALLMULTI, IFF_LOWER_UP, IFF_UP, MARK, Gone, Link, LinkEvent
+from evertap.model.nic import Nic
 from evertap.model.observed import Splicing
-from evertap.model.plan import tap_alias
+from evertap.model.plan_tap import tap_alias
+from evertap.model.vmm import RxFilter, Vmm, uplink_netdev, uplink_port
 
 GOOD = IFF_UP | IFF_LOWER_UP
 
@@ -98,6 +101,14 @@ class SimulatedKernel:
     async def perform_slow(self, work: Sequence[act.Action]) -> Done:
         return self.perform([work])[0]
 
+    def open_macvtap(self, index: int) -> int:
+        if index not in self.links:
+            raise ActionError("no such macvtap")
+        return os.open("/dev/null", os.O_RDWR)
+
+    def open_tap(self, name: str, queues: int) -> list[int]:
+        return [os.open("/dev/null", os.O_RDWR) for _ in range(queues)]
+
     def announce(self, action: act.Announce) -> None:
         self.announced.append(action)
 
@@ -141,7 +152,8 @@ class SimulatedKernel:
             raise ActionError(f"{action}: no such device")
         return self.add(
             f"ev{self._next}",
-            kind="macvlan",
+            GOOD | IFF_ALLMULTI,
+            kind=action.kind,
             lower=action.lower,
             mode=action.mode,
             mac=self.links[action.lower].mac if action.mode == "passthru" else action.mac,
@@ -158,6 +170,11 @@ class SimulatedKernel:
                 self.remove(nic)
             case act.SetMtu(index=index, mtu=mtu):
                 self._put(msgspec.structs.replace(self.links[index], mtu=mtu))
+            case act.SetMac(index=index, mac=mac):
+                self._put(msgspec.structs.replace(self.links[index], mac=mac))
+            case act.SetMulticast(index=index, all=everything):
+                flags = GOOD | IFF_ALLMULTI if everything else GOOD
+                self._put(msgspec.structs.replace(self.links[index], flags=flags))
             case act.BringUp(index=index):
                 self._put(msgspec.structs.replace(self.links[index], flags=GOOD))
             case act.JoinBridge(nic=nic, bridge=bridge):
@@ -168,3 +185,64 @@ class SimulatedKernel:
                 self.announced.append(action)
             case _:
                 raise AssertionError(action)
+
+
+class FakeVmms:
+    """Implements ports.Vmms: QEMUs that do at once what they are told, unless they are stuck or refuse."""
+
+    changed: Callable[[str, Vmm], None]
+    filtered: Callable[[str, str, RxFilter], None]
+
+    def __init__(self) -> None:
+        self.known: dict[str, Vmm] = {}
+        self.followed: set[str] = set()
+        self.told: list[tuple[Any, ...]] = []
+        self.stuck: dict[str, asyncio.Event] = {}
+        self.refuse = ""
+
+    def follow(self, paths: set[str]) -> None:
+        self.followed = set(paths)
+
+    def boot(self, path: str, *parts: str) -> None:
+        """A QEMU answers there from now on, with these parts of ours."""
+        self._set(path, Vmm(running=True, parts=frozenset(parts)))
+
+    def end(self, path: str) -> None:
+        self._set(path, Vmm(gone=True, reason="QEMU has ended"))
+
+    def hang(self, path: str) -> None:
+        self._set(path, Vmm(reason="does not answer within 5 s"))
+
+    def _set(self, path: str, vmm: Vmm) -> None:
+        self.known[path] = vmm
+        self.changed(path, vmm)
+
+    async def _told(self, what: str, path: str, *details: Any) -> None:
+        self.told.append((what, *details))
+        if path in self.stuck:
+            await self.stuck[path].wait()
+        if self.refuse:
+            raise ActionError(f"{what}: {self.refuse}")
+
+    async def plug(self, path: str, nic: str, index: int, descriptor: int) -> None:
+        os.fstat(descriptor)
+        await self._told("plug", path, nic, index)
+        parts = self.known[path].parts | {uplink_netdev(nic, index), uplink_port(nic, index)}
+        self.boot(path, *parts)
+
+    async def unplug(self, path: str, nic: str, index: int) -> None:
+        await self._told("unplug", path, nic, index)
+        parts = self.known[path].parts - {uplink_netdev(nic, index), uplink_port(nic, index)}
+        self.boot(path, *parts)
+
+    async def set_link(self, path: str, nic: str, up: bool) -> None:
+        await self._told("set_link", path, nic, up)
+
+    async def announce(self, path: str, nic: str) -> None:
+        await self._told("announce", path, nic)
+
+    async def attach(self, path: str, nic: Nic, descriptors: Sequence[int]) -> None:
+        await self._told("attach", path, nic.name, len(descriptors))
+
+    async def detach(self, path: str, nic: Nic) -> None:
+        await self._told("detach", path, nic.name)

@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 from asyncvarlink import (
+    VarlinkBaseProtocol,
     VarlinkClientProtocol,
     VarlinkMethodCall,
     VarlinkMethodReply,
@@ -42,6 +43,8 @@ async def connect(runtime_dir: Path) -> AsyncIterator[Client]:
     try:
         yield Client(protocol)
     finally:
+        # Nobody waits for replies any more: asyncvarlink must not complain that nobody takes their errors.
+        transport.set_protocol(VarlinkBaseProtocol())
         transport.abort()
         await transport.closed_future
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from evertap.cli import render
@@ -19,6 +21,8 @@ STATES = ("connected", "waiting", "disconnected", "failed")
 @click.pass_obj
 def command(folders: Folders, nic: str, state: str, timeout: float | None, as_json: bool) -> None:
     """Wait until a NIC is in a state; exit code 5 if it is not in time."""
+    if timeout is not None and math.isnan(timeout):  # which is in no range, and out of none
+        raise click.BadParameter("nan is no number of seconds", param_hint="--timeout")
     view = ask(folders, lambda client: client.wait(nic, state, timeout))
     if as_json:
         echo_json(view)

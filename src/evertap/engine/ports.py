@@ -45,6 +45,12 @@ class Kernel(Protocol):
     async def perform_slow(self, work: Sequence[Action]) -> Done:
         """Carry out one NIC's actions of the slow kinds (actions.SLOW), in order up to the first error."""
 
+    def open_macvtap(self, index: int) -> int:
+        """A descriptor of the macvtap with that interface index, for the caller to close; ActionError."""
+
+    def open_tap(self, name: str, queues: int) -> list[int]:
+        """Descriptors of all queues of a NIC's tap, for the caller to close; ActionError."""
+
     def announce(self, action: Announce) -> None:
         """Send the announcement once more; a failure is of no interest."""
 
@@ -59,7 +65,7 @@ class Vmms(Protocol):
     """Set by the engine: called with the path whenever what is known of a QEMU has changed."""
 
     filtered: Callable[[str, str, RxFilter], None]
-    """Set by the engine: called with path and NIC when a guest has changed its receive filter."""
+    """Set by the engine: called with path and device id when a guest has changed its receive filter."""
 
     def follow(self, paths: set[str]) -> None:
         """Keep a connection to each of these sockets while it exists, and to no other."""
@@ -89,6 +95,7 @@ class Live(NamedTuple):
     uplinks: tuple[UplinkSpec, ...] = ()  # instead of the definition's
     instead_of: tuple[UplinkSpec, ...] = ()  # the definition's then: a changed definition ends the override
     disconnected: bool = False
+    qmp: str = ""  # socket of the QEMU that the NIC's device was attached to
 
 
 class Loaded(NamedTuple):

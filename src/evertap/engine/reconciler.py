@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Coroutine, Iterable
 from itertools import dropwhile, takewhile
 from typing import Final
 
 from evertap.engine.announcer import Announcer
 from evertap.engine.journal import Journal, timestamp
-from evertap.engine.ports import Done, Kernel, LostEventsError
-from evertap.model.actions import SLOW, Action, Announce
+from evertap.engine.ports import Done, Kernel, LostEventsError, Vmms
+from evertap.model.actions import SLOW, Action, Announce, Plug, SetGuestLink, SetMulticast, Unplug
 from evertap.model.choice import Wanted
 from evertap.model.errors import ActionError
 from evertap.model.interest import Interest
 from evertap.model.nic import Nic
 from evertap.model.observed import Change, Observed
 from evertap.model.plan import Plan, State, plan
+from evertap.model.vmm import RxFilter, Vmm, has_device, qemu_id
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +28,9 @@ _BATCH: Final = 50
 
 _FIRST_RETRY: Final = 0.1
 _LAST_RETRY: Final = 30.0
+
+_BOUNCE: Final = 0.25
+"""Seconds down in a bounce: some guests do not notice a loss of under 0.1 s."""
 
 
 class Record:
@@ -53,7 +58,7 @@ class Record:
 class Reconciler:
     """Keeps every wanted NIC as it is wanted. All methods belong to the event loop's thread."""
 
-    def __init__(self, kernel: Kernel, journal: Journal) -> None:
+    def __init__(self, kernel: Kernel, vmms: Vmms, journal: Journal) -> None:
         self.seen = Observed()
         self.nics: dict[str, Record] = {}
         self.interest = Interest()
@@ -61,6 +66,11 @@ class Reconciler:
         self.settled: list[Callable[[str], None]] = []
         """Called with the NIC's name whenever one came to rest in a state."""
         self._kernel = kernel
+        self._vmms = vmms
+        self._by_qmp: dict[str, set[str]] = {}
+        self._follows = False
+        vmms.changed = self._on_vmm
+        vmms.filtered = self._on_filter
         self._journal = journal
         self._announcer = Announcer(kernel)
         self._dirty: dict[str, None] = {}
@@ -91,7 +101,10 @@ class Reconciler:
         if record is None:
             self.nics[name] = Record(wanted)
         else:
+            self._by_qmp.get(record.wanted.qmp, set()).discard(name)
             record.wanted = wanted
+        self._by_qmp.setdefault(wanted.qmp, set()).add(name)
+        self._follow_soon()
         self.interest.put(wanted.nic)
         self._touch(name, self._loop.time())
 
@@ -160,6 +173,38 @@ class Reconciler:
                 else:  # our own doing: no reason to retry early what failed
                     self._dirty.setdefault(name)
         self._wake()
+
+    def _follow_soon(self) -> None:
+        """Tell the adapter once which QEMUs matter, however many NICs are being changed."""
+        if not self._follows:
+            self._follows = True
+            self._loop.call_soon(self._follow)
+
+    def _follow(self) -> None:
+        self._follows = False
+        self._by_qmp = {path: names for path, names in self._by_qmp.items() if names}
+        paths = self._by_qmp.keys() - {""}
+        for path in self.seen.vmms.keys() - paths:
+            del self.seen.vmms[path]
+        self._vmms.follow(paths)
+
+    def _on_vmm(self, path: str, vmm: Vmm) -> None:
+        if path not in self._by_qmp:
+            return
+        self.seen.vmms[path] = vmm
+        for name in self._by_qmp[path]:
+            if vmm.gone:
+                for known in (self.seen.guest_links, self.seen.told, self.seen.rx_filters):
+                    known.pop(name, None)
+            elif vmm.running:
+                self.seen.told.setdefault(name, self.nics[name].uplink_index)
+            self._touch(name, self._loop.time())
+
+    def _on_filter(self, path: str, device: str, rx: RxFilter) -> None:
+        for name in self._by_qmp.get(path, ()):
+            if qemu_id(name) == device:
+                self.seen.rx_filters[name] = rx
+                self._touch(name, self._loop.time())
 
     def _touch(self, name: str, now: float) -> None:
         """Something outside changed: plan the NIC, and do not wait for a retry's time."""
@@ -233,33 +278,82 @@ class Reconciler:
         rest = list(dropwhile(lambda action: not isinstance(action, SLOW), actions))
         for action in actions[: len(actions) - len(rest)]:
             if isinstance(action, Announce):
-                self._announcer.announce(action)
-        if rest:
-            self._start_slow(record, list(takewhile(lambda action: isinstance(action, SLOW), rest)))
+                self._repeat_announcement(record, action)
+            elif isinstance(action, SetMulticast):
+                had = self.seen.multicast.get(action.index, frozenset())
+                self.seen.multicast[action.index] = (had | action.add) - action.remove
+        slow = list(takewhile(_is_slow_and_ready, rest))
+        if slow:
+            self._start_slow(record, slow)
         self._dirty.setdefault(name)
 
     def _start_slow(self, record: Record, actions: list[Action]) -> None:
         record.busy = True
-        task = self._loop.create_task(self._perform_slow(record, actions))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._perform_slow(record, actions))
 
     async def _perform_slow(self, record: Record, actions: list[Action]) -> None:
         """Other NICs go on meanwhile; what comes after these steps is planned anew."""
         name = record.wanted.nic.name
         try:
-            done = await self._kernel.perform_slow(actions)
+            for action in actions:
+                await self._perform_one(record, action)
+        except ActionError as error:
+            self._failed(record, error, self._loop.time())
         except Exception as error:
             _log.exception("%s: carrying out %s failed", name, actions[0])
-            done = Done(ActionError(f"{actions[0]}: {error}"), None)
+            self._failed(record, ActionError(f"{actions[0]}: {error}"), self._loop.time())
         record.busy = False
         self._read()
-        if done.splicing and self.seen.links.named(name):
-            self.seen.taps[name] = done.splicing
-        if done.error:
-            self._failed(record, done.error, self._loop.time())
         self._dirty.setdefault(name)
         self._wake()
+
+    async def _perform_one(self, record: Record, action: Action) -> None:
+        match action:
+            case Plug(index=int(index), qmp=qmp, nic=name):
+                descriptor = self._kernel.open_macvtap(index)
+                try:
+                    await self._vmms.plug(qmp, name, index, descriptor)
+                finally:
+                    os.close(descriptor)
+                record.done_at = self._loop.time()
+            case Unplug(index=index, qmp=qmp, nic=name):
+                await self._vmms.unplug(qmp, name, index)
+            case SetGuestLink(qmp=qmp, nic=name, up=up):
+                if action.bounce:
+                    await self._vmms.set_link(qmp, name, False)
+                    await asyncio.sleep(_BOUNCE)
+                await self._vmms.set_link(qmp, name, up)
+                self.seen.guest_links[name] = up
+                if action.bounce:
+                    self.seen.told[name] = action.lower
+            case Announce():
+                self._kernel.announce(action)
+                self._repeat_announcement(record, action)
+            case _:
+                done = await self._kernel.perform_slow([action])
+                if done.error:
+                    raise done.error
+                self._read()
+                if done.splicing and self.seen.links.named(action.nic):
+                    self.seen.taps[action.nic] = done.splicing
+
+    def _repeat_announcement(self, record: Record, action: Announce) -> None:
+        """Ours tells the switches; through QEMU, a guest that can will also tell its neighbours (virtio)."""
+        self._announcer.announce(action)
+        qmp = record.wanted.qmp
+        if has_device(action.nic, self.seen.vmms.get(qmp, Vmm())):
+            self._spawn(self._announce_by_guest(qmp, action.nic))
+
+    async def _announce_by_guest(self, qmp: str, nic: str) -> None:
+        try:
+            await self._vmms.announce(qmp, nic)
+        except ActionError as error:
+            _log.info("%s: %s", nic, error)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _failed(self, record: Record, error: ActionError, now: float) -> None:
         record.error = error
@@ -342,5 +436,14 @@ class Reconciler:
         if record.timer:
             record.timer.cancel()
         self.interest.drop(name)
+        self._by_qmp.get(record.wanted.qmp, set()).discard(name)
+        self._follow_soon()
+        for known in (self.seen.guest_links, self.seen.told, self.seen.rx_filters):
+            known.pop(name, None)
         for callback in list(self.settled):
             callback(name)
+
+
+def _is_slow_and_ready(action: Action) -> bool:
+    """A macvtap that is only just being made has no index yet: it is plugged by the next plan."""
+    return isinstance(action, (*SLOW, Announce)) and not (isinstance(action, Plug) and action.index is None)

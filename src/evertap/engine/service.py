@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from evertap.engine.journal import Journal, timestamp
-from evertap.engine.ports import Definitions, Live, Loaded
+from evertap.engine.ports import Definitions, Kernel, Live, Loaded, Vmms
 from evertap.engine.reconciler import Reconciler, Record
 from evertap.model.actions import Action
-from evertap.model.arguments import qemu_arguments
+from evertap.model.arguments import qemu_arguments, qmp_arguments
 from evertap.model.choice import Candidate, Wanted, candidates, current
-from evertap.model.errors import NoSuchNicError
+from evertap.model.errors import EvertapError, NoSuchNicError
 from evertap.model.links import Link
 from evertap.model.nic import Nic, check_together, parse_nic, parse_uplink, with_uplinks
 from evertap.model.plan import plan
 from evertap.model.views import ActionView, CandidateView, EventView, NicView, UplinkView
+from evertap.model.vmm import Vmm
 
 _log = logging.getLogger(__name__)
+
+_QEMU_ANSWERS: Final = 6.0  # seconds; the adapter itself gives up after 5
 
 
 class Service:
@@ -32,11 +38,18 @@ class Service:
         reconciler: Reconciler,
         journal: Journal,
         definitions: Definitions,
+        kernel: Kernel,
+        vmms: Vmms,
+        *,
+        qmp_folder: str,
         vhost: Callable[[], bool],
     ) -> None:
         self._reconciler = reconciler
         self._journal = journal
         self._definitions = definitions
+        self._kernel = kernel
+        self._vmms = vmms
+        self._qmp_folder = qmp_folder
         self._vhost = vhost
         self._files = ThreadPoolExecutor(1, "evertap-files")
         self._order = asyncio.Lock()  # definitions change one after another
@@ -96,7 +109,7 @@ class Service:
     def uplinks(self) -> list[UplinkView]:
         """The host's interfaces and who uses them."""
         seen = self._reconciler.seen
-        on = {name: current(name, seen) for name in self._reconciler.nics}
+        on = {name: current(record.wanted, seen) for name, record in self._reconciler.nics.items()}
         return [self._uplink_view(link, on) for link in seen.links.host()]
 
     def plan(self) -> list[ActionView]:
@@ -110,10 +123,19 @@ class Service:
         ]
 
     def arguments(self, names: Sequence[str]) -> list[str]:
-        """The QEMU arguments for the NICs."""
-        nics = [self._record(name).wanted.nic for name in names]
+        """The QEMU arguments for the NICs, and for QMP sockets where they need any."""
+        wishes = [self._record(name).wanted for name in names]
         vhost = self._vhost()
-        return [argument for nic in nics for argument in qemu_arguments(nic, vhost=vhost)]
+        arguments = [part for wanted in wishes for part in qemu_arguments(wanted.nic, vhost=vhost)]
+        sockets = dict.fromkeys(wanted.qmp for wanted in wishes if wanted.qmp)
+        return arguments + [part for path in sockets for part in qmp_arguments(path)]
+
+    def open_tap(self, name: str) -> list[int]:
+        """Open all queues of the NIC's tap, for a VMM that may not; descriptors for the caller to close."""
+        nic = self._defined(name)
+        if nic.backend != "tap":
+            raise EvertapError(f'NIC "{name}" has backend "{nic.backend}", so there is no tap to open')
+        return self._kernel.open_tap(name, nic.queues)
 
     async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
         """Wait until the NIC is in the state. TimeoutError after `timeout` seconds."""
@@ -167,6 +189,59 @@ class Service:
     async def disconnect(self, name: str) -> None:
         """Take the NIC's backend down until `connect`."""
         await self._change_live(name, disconnected=True)
+
+    async def attach(self, name: str, qmp: str) -> None:
+        """Plug the NIC's device into the QEMU behind a QMP socket of our own; an uplink need not exist."""
+        nic = self._defined(name)
+        before = self._live.get(name, Live()).qmp
+        await self._change_live(name, qmp=qmp)
+        try:
+            await self._until_running(name, qmp)
+            descriptors = self.open_tap(name) if nic.backend == "tap" else []
+            try:
+                await self._vmms.attach(qmp, nic, descriptors)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        except Exception:
+            await self._change_live(name, qmp=before)
+            raise
+        await self._reconciler.rest([name])
+
+    async def detach(self, name: str) -> None:
+        """Unplug the NIC's device from its running QEMU; the definition stays."""
+        wanted = self._record(name).wanted
+        if not wanted.qmp:
+            raise EvertapError(
+                f'NIC "{name}" is not known to be in a QEMU: attach it, or add [vm] qmp = "/path"'
+            )
+        await self._until_running(name, wanted.qmp)
+        await self._vmms.detach(wanted.qmp, wanted.nic)
+        await self._change_live(name, qmp="")
+
+    async def _until_running(self, name: str, qmp: str) -> None:
+        """Wait until QEMU answers, or until it is known that it will not."""
+
+        def vmm() -> Vmm:
+            return self._reconciler.seen.vmms.get(qmp, Vmm())
+
+        settled = asyncio.Event()
+
+        def watcher(_: str) -> None:
+            settled.set()
+
+        self._reconciler.settled.append(watcher)
+        try:
+            async with asyncio.timeout(_QEMU_ANSWERS):
+                while not vmm().running and not vmm().gone:
+                    settled.clear()
+                    await settled.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._reconciler.settled.remove(watcher)
+        if not vmm().running:
+            raise EvertapError(f'NIC "{name}": the QEMU at {qmp} cannot be reached: {vmm().reason}')
 
     async def retarget(self, name: str, uplinks: Sequence[str], live: bool) -> None:
         """Give the NIC other uplinks, in the running state and (unless `live`) in the definition."""
@@ -229,10 +304,10 @@ class Service:
             if live.uplinks and live.instead_of == nic.uplinks:
                 nic = with_uplinks(nic, live.uplinks)
             record = self._reconciler.nics.get(name)
-            wanted = Wanted(nic, now, live.disconnected)
+            wanted = Wanted(nic, now, live.disconnected, qmp=self._qmp(nic, live))
             if record is None or record.wanted.removed:
                 self._journal.record(name, "defined", None, "")
-            elif (record.wanted.nic, record.wanted.disconnected) == (nic, live.disconnected):
+            elif msgspec.structs.replace(record.wanted, since=now) == wanted:
                 continue
             self._reconciler.want(wanted)
         for record in self._wishes():
@@ -240,7 +315,12 @@ class Service:
             if name not in self._loaded.nics:
                 self._journal.record(name, "undefined", None, "")
                 self._live.pop(name, None)
-                self._reconciler.want(Wanted(record.wanted.nic, removed=True))
+                self._reconciler.want(Wanted(record.wanted.nic, removed=True, qmp=record.wanted.qmp))
+
+    def _qmp(self, nic: Nic, live: Live) -> str:
+        """The QMP socket for the NIC; none for those that QEMU has no part in."""
+        needed = nic.backend == "macvtap" or nic.guest_link != "keep" or nic.multicast == "guest"
+        return live.qmp or nic.vm.qmp or (f"{self._qmp_folder}/{nic.name}" if needed else "")
 
     async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._files, call, *arguments)

@@ -20,6 +20,7 @@ DROP: Final = 0
 
 TAP_PROGRAM: Final = "evertap_tap"
 UPLINK_PROGRAM: Final = "evertap_uplink"
+SOURCE_PROGRAM: Final = "evertap_source"
 
 # linux/bpf.h
 _SYSCALL: Final = {"x86_64": 321, "ppc64le": 361, "s390x": 351}.get(os.uname().machine, 280)
@@ -269,6 +270,29 @@ def _uplink_listing(map_fd: int, tap_index: int) -> list[_Line]:
     ]
 
 
+def _source_listing(mac: str) -> list[_Line]:
+    """For a macvtap's egress: drop what has another source than `mac`; with none, drop nothing."""
+    if not mac:
+        return [_set(_R0, _ACT_OK), _leave()]
+    high, low = struct.unpack("=IH", bytes.fromhex(mac.replace(":", "")))
+    return [
+        _load(4, _R7, _R1, _SKB_DATA),
+        _load(4, _R8, _R1, _SKB_DATA_END),
+        _copy(_R2, _R7),
+        _add(_R2, _FRAME_HEADER),
+        _if_register(">", _R2, _R8, "drop"),
+        _load(4, _R2, _R7, _FRAME_SOURCE),
+        _if_value("!=", _R2, high, "drop"),
+        _load(2, _R2, _R7, _FRAME_SOURCE + 4),
+        _if_value("!=", _R2, low, "drop"),
+        _set(_R0, _ACT_OK),
+        _leave(),
+        "drop",
+        _set(_R0, _ACT_SHOT),
+        _leave(),
+    ]
+
+
 # --- programs -------------------------------------------------------------------------------------
 
 
@@ -287,6 +311,14 @@ def load_uplink_program(map_fd: int, tap_index: int) -> int:
     Frames go to the tap while the map names the macvlan that received them, and are dropped otherwise.
     """
     return _load_program(UPLINK_PROGRAM, _uplink_listing(map_fd, tap_index))
+
+
+def load_source_program(mac: str) -> int:
+    """Load the program for a macvtap's egress, that is for what the guest sends. Gives its descriptor.
+
+    It drops frames of another source than `mac`; with an empty one, none. Raises OSError.
+    """
+    return _load_program(SOURCE_PROGRAM, _source_listing(mac))
 
 
 def _load_program(name: str, listing: list[_Line]) -> int:

@@ -22,6 +22,7 @@ RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
 RTM_NEWNEIGH: Final = 28
+RTM_DELNEIGH: Final = 29
 RTM_NEWQDISC: Final = 36
 RTM_DELQDISC: Final = 37
 RTM_NEWTFILTER: Final = 44
@@ -406,6 +407,21 @@ def replace_fdb(index: int, mac: str) -> Message:
     reachable, to_master = 0x02, 0x04  # NUD_REACHABLE, NTF_MASTER
     body = _NEIGH.pack(AF_BRIDGE, index, reachable, to_master, 0) + _write(_NEIGHBOUR, mac=mac)
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def add_multicast(index: int, mac: str) -> Message:
+    """Have a macvlan receive a multicast address: `bridge fdb add MAC dev X self` (macvlan_fdb_add)."""
+    return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_EXCL, _own_address(index, mac))
+
+
+def remove_multicast(index: int, mac: str) -> Message:
+    """Undo `add_multicast`."""
+    return Message(RTM_DELNEIGH, 0, _own_address(index, mac))
+
+
+def _own_address(index: int, mac: str) -> bytes:
+    permanent, to_self = 0x80, 0x02  # NUD_PERMANENT, NTF_SELF
+    return _NEIGH.pack(AF_BRIDGE, index, permanent, to_self, 0) + _write(_NEIGHBOUR, mac=mac)
 
 
 # --- answers --------------------------------------------------------------------------------------

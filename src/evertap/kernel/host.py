@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evertap.engine.ports import Done, LostEventsError
-from evertap.kernel import bpf, codec, tun
+from evertap.kernel import bpf, codec, macvtap, tun
 from evertap.kernel.codec import Message
 from evertap.kernel.frames import announcement
 from evertap.kernel.rtnetlink import KernelRefusal, LinkMonitor, Overflow, Rtnetlink
@@ -30,20 +30,22 @@ from evertap.model.actions import (
     LeaveBridge,
     RemoveMacvlan,
     RemoveTap,
+    SetMac,
     SetMtu,
+    SetMulticast,
     Splice,
 )
 from evertap.model.errors import ActionError
 from evertap.model.links import MARK, Link, LinkEvent
 from evertap.model.nic import Nic
 from evertap.model.observed import Splicing
-from evertap.model.plan import tap_alias
+from evertap.model.plan_tap import tap_alias
 
 _FIRST_INDEX: Final = 1 << 20
 _LAST_INDEX: Final = 1 << 30
 _CONF: Final = Path("/proc/sys/net")
 _IPV6_MIN_MTU: Final = 1280
-_BY_NETLINK: Final = (CreateMacvlan, SetMtu, BringUp, JoinBridge, LeaveBridge)
+_BY_NETLINK: Final = (CreateMacvlan, SetMtu, SetMac, SetMulticast, BringUp, JoinBridge, LeaveBridge)
 _REMEDIES: Final = {
     errno.EPERM: "evertap needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN: run it as root",
     errno.EADDRINUSE: "another device on the uplink has the NIC's MAC",
@@ -74,6 +76,31 @@ class _Tap(NamedTuple):
         os.close(self.uplink_program)
 
 
+class _SourcePrograms:
+    """The programs that check what macvtaps send, one for each NIC that has needed one."""
+
+    def __init__(self) -> None:
+        self._programs: dict[tuple[str, str], int] = {}
+
+    def get(self, nic: str, mac: str) -> int:
+        """The program for a NIC with that MAC; with none, one that lets all pass."""
+        program = self._programs.get((nic, mac))
+        if program is None:
+            self.drop(nic)
+            program = self._programs[nic, mac] = bpf.load_source_program(mac)
+        return program
+
+    def drop(self, nic: str) -> None:
+        """Give the NIC's program back; where it is attached, it lives on."""
+        for key in [key for key in self._programs if key[0] == nic]:
+            os.close(self._programs.pop(key))
+
+    def close(self) -> None:
+        """Give all back."""
+        for program in self._programs.values():
+            os.close(program)
+
+
 class _Run:
     """One NIC's actions, as far as they have come."""
 
@@ -102,6 +129,7 @@ class Host:
         # Protocol 0: a socket that only sends.
         self._packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._taps: dict[str, _Tap] = {}
+        self._source_programs = _SourcePrograms()
         self._known: set[int] = set()
         self._next_index = random.randrange(_FIRST_INDEX, _LAST_INDEX)
         self._slow = ThreadPoolExecutor(1, "evertap-slow")
@@ -113,6 +141,7 @@ class Host:
         self._slow_rtnetlink.close()
         for nic in list(self._taps):
             self._drop(nic)
+        self._source_programs.close()
         self._packets.close()
         self._monitor.close()
         self._rtnetlink.close()
@@ -162,6 +191,25 @@ class Host:
                 splicing = Splicing(0, action.definition.spoof_check, action.definition.mac)
         return Done(None, splicing)
 
+    def open_macvtap(self, index: int) -> int:
+        """A descriptor of the macvtap; ActionError if it cannot be opened, or is not what it should be."""
+        try:
+            return macvtap.open_macvtap(index, self._rtnetlink)
+        except OSError as error:
+            raise ActionError(f"open macvtap {index}: {error}") from error
+
+    def open_tap(self, name: str, queues: int) -> list[int]:
+        """Descriptors of all queues of a NIC's tap; ActionError if a VMM holds it, or it is not there."""
+        opened: list[int] = []
+        try:
+            for _ in range(queues):
+                opened.append(tun.open_tap(name, queues))  # noqa: PERF401  # those before a refusal count
+        except OSError as error:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise ActionError(f"open tap {name}: {error}") from error
+        return opened
+
     def announce(self, action: Announce) -> None:
         """Send an announcement out of the uplink; one that cannot leave is lost, as on any network."""
         with suppress(OSError):
@@ -200,9 +248,7 @@ class Host:
                 if run.error is None:
                     run.fail(action, refusal)
         follow_up = [
-            [codec.replace_fdb(self._taps[action.nic].ifindex, action.mac)]
-            for run, action in planned
-            if isinstance(action, JoinBridge) and run.error is None
+            [message] for run, action in planned if run.error is None for message in self._follow_up(action)
         ]
         if undo or follow_up:
             self._rtnetlink.request(undo + follow_up)
@@ -211,16 +257,23 @@ class Host:
         match action:
             case CreateMacvlan():
                 index = run.made[action.lower] = self._new_index()
-                program = self._tap(action.nic).uplink_program
+                name, kind = f"ev{index}", action.kind
                 return [
-                    codec.new_macvlan(index, f"ev{index}", action.lower, action.mac, action.mode, action.mtu),
-                    codec.set_link(index, alias=MARK + action.nic, addrgen_none=True),
+                    codec.new_macvlan(
+                        index, name, action.lower, action.mac, action.mode, action.mtu, kind=kind
+                    ),
+                    codec.set_link(index, alias=MARK + action.nic),
+                    *_without_ipv6_addresses(index, action.mtu),
                     codec.add_clsact(index),
-                    codec.add_bpf_filter(index, program, bpf.UPLINK_PROGRAM),
+                    self._filter(action, index),
                     codec.set_link(index, up=True),
                 ]
             case SetMtu(index=index, mtu=mtu):
                 return [codec.set_link(index, mtu=mtu)]
+            case SetMac(index=index, mac=mac):
+                return [codec.set_link(index, mac=mac)]
+            case SetMulticast(index=index):
+                return [codec.set_link(index, allmulti=action.all)]
             case BringUp(index=index):
                 return [codec.set_link(index, up=True)]
             case JoinBridge(bridge=bridge):
@@ -228,6 +281,23 @@ class Host:
             case LeaveBridge():
                 return [codec.set_link(self._tap(action.nic).ifindex, master=0)]
         raise AssertionError(action)
+
+    def _filter(self, action: CreateMacvlan, index: int) -> Message:
+        """The program on the new device: of a macvlan for what comes in, of a macvtap for what goes out."""
+        if action.kind == "macvlan":
+            program = self._tap(action.nic).uplink_program
+            return codec.add_bpf_filter(index, program, bpf.UPLINK_PROGRAM)
+        program = self._source_programs.get(action.nic, action.mac if action.check else "")
+        return codec.add_bpf_filter(index, program, bpf.SOURCE_PROGRAM, ingress=False)
+
+    def _follow_up(self, action: Action) -> Iterator[Message]:
+        """Messages whose refusal is no failure, such as for an address that is there already."""
+        match action:
+            case JoinBridge():
+                yield codec.replace_fdb(self._taps[action.nic].ifindex, action.mac)
+            case SetMulticast():
+                yield from (codec.add_multicast(action.index, mac) for mac in sorted(action.add))
+                yield from (codec.remove_multicast(action.index, mac) for mac in sorted(action.remove))
 
     def _undo(self, run: _Run, action: Action, refusal: KernelRefusal) -> list[list[Message]]:
         """A macvlan that was made in part goes again; one whose index or name was taken is not ours."""
@@ -282,6 +352,7 @@ class Host:
         return tap
 
     def _drop(self, nic: str) -> None:
+        self._source_programs.drop(nic)
         if tap := self._taps.pop(nic, None):
             tap.close()
 

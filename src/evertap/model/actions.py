@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -44,6 +44,30 @@ class SetMtu(Action, frozen=True):
         return f"set MTU of {self.device} to {self.mtu}"
 
 
+class SetMac(Action, frozen=True):
+    """Give one of the NIC's macvlans another MAC address."""
+
+    index: int
+    device: str
+    mac: str
+
+    def __str__(self) -> str:
+        return f"set MAC of {self.device} to {self.mac}"
+
+
+class SetMulticast(Action, frozen=True):
+    """Have one of the NIC's macvlans receive all multicast, or some addresses only."""
+
+    index: int
+    device: str
+    all: bool
+    add: frozenset[str] = frozenset()
+    remove: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return f"let {self.device} receive " + ("all multicast" if self.all else "what the guest asked for")
+
+
 class BringUp(Action, frozen=True):
     """Set an uplink up that appeared down."""
 
@@ -55,27 +79,29 @@ class BringUp(Action, frozen=True):
 
 
 class CreateMacvlan(Action, frozen=True):
-    """Make a macvlan with the NIC's MAC on an uplink, silent until the NIC is spliced to it."""
+    """Make a macvlan with the NIC's MAC on an uplink, silent until the NIC is spliced to it; or a macvtap."""
 
     lower: int
     uplink: str
     mac: str
     mode: str
     mtu: int
+    kind: Literal["macvlan", "macvtap"] = "macvlan"
+    check: bool = True  # of a macvtap: drop frames with another source MAC
 
     def __str__(self) -> str:
-        return f"create macvlan (mode {self.mode}) on {self.uplink}"
+        return f"create {self.kind} (mode {self.mode}) on {self.uplink}"
 
 
 class RemoveMacvlan(Action, frozen=True):
-    """Delete one of the NIC's macvlans."""
+    """Delete one of the NIC's macvlans or macvtaps."""
 
     index: int
     device: str
     uplink: str
 
     def __str__(self) -> str:
-        return f"remove macvlan {self.device}" + (f" from {self.uplink}" if self.uplink else "")
+        return f"remove {self.device}" + (f" from {self.uplink}" if self.uplink else "")
 
 
 class JoinBridge(Action, frozen=True):
@@ -123,5 +149,45 @@ class Announce(Action, frozen=True):
         return f"announce {self.mac} on {self.uplink}"
 
 
-SLOW: Final = (CreateTap, RemoveTap, RemoveMacvlan)
-"""These take some 16 ms each, for the kernel waits for RCU; all others well under one."""
+class Plug(Action, frozen=True):
+    """Hand an open macvtap to QEMU and join it to the NIC's hub."""
+
+    qmp: str
+    index: int | None  # None: the macvtap that this plan makes
+    uplink: str
+
+    def __str__(self) -> str:
+        return f"hand the macvtap on {self.uplink} to QEMU"
+
+
+class Unplug(Action, frozen=True):
+    """Take a macvtap out of QEMU."""
+
+    qmp: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"take macvtap {self.index} out of QEMU"
+
+
+class SetGuestLink(Action, frozen=True):
+    """Let the guest see its card's carrier up or down; `bounce`: down for a moment."""
+
+    qmp: str
+    up: bool
+    bounce: bool = False
+    lower: int = 0  # the uplink that a bounce tells of
+
+    def __str__(self) -> str:
+        return (
+            "bounce the guest's link"
+            if self.bounce
+            else f"set the guest's link {'up' if self.up else 'down'}"
+        )
+
+
+BY_VMM: Final = (Plug, Unplug, SetGuestLink)
+"""These are QEMU's to carry out."""
+
+SLOW: Final = (CreateTap, RemoveTap, RemoveMacvlan, *BY_VMM)
+"""These take some 16 ms, for the kernel waits for RCU, or as long as QEMU likes; all others under one."""

@@ -12,8 +12,8 @@ from evertap.model.vmm import card_port, host_netdev, hub_id, qemu_id, sink_port
 def qemu_arguments(nic: Nic, *, vhost: bool, descriptors: Sequence[int] = ()) -> list[str]:
     """`-netdev` and `-device` for the NIC (qemu(1)).
 
-    `vhost`: the host's kernel has vhost-net. `descriptors`: the tap's open queues, for a QEMU that may not open
-    it; otherwise QEMU opens it by name.
+    `vhost`: the host's kernel has vhost-net. `descriptors`: the open queues of the tap, for a QEMU that may
+    not open it; otherwise QEMU opens it by name.
     """
     ident = qemu_id(nic.name)
     device = f"virtio-net-pci,id={ident},mac={nic.mac}"

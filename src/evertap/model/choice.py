@@ -11,6 +11,7 @@ import msgspec
 from evertap.model.links import ARPHRD_ETHER, Link
 from evertap.model.nic import GLOB, Mode, Nic, UplinkSpec
 from evertap.model.observed import PASS, Observed, is_good
+from evertap.model.vmm import Vmm, is_plugged
 
 _STACKED = {"bridge", "vlan", "bond", "team", "macvlan", "macvtap", "ipvlan", "macsec", "vxlan"}
 
@@ -24,6 +25,7 @@ class Wanted(msgspec.Struct, frozen=True):
     )  # when this became the wish: an uplink good since before needs no failback delay
     disconnected: bool = False  # by the administrator
     removed: bool = False  # the definition is gone; the tap stays while a VM holds it
+    qmp: str = ""  # the QMP socket of the VM, if there is one for us
 
 
 class Candidate(NamedTuple):
@@ -109,7 +111,7 @@ def _obstacle(nic: Nic, spec: UplinkSpec, link: Link, mode: Mode, seen: Observed
             return f'is a port of bridge {name}; use {{ bridge = "{name}" }}'
         return f'belongs to {name}; use "{name}"'
     if link.kind == "bridge":
-        return ""
+        return "" if nic.backend == "tap" else 'is a bridge, which backend "macvtap" cannot join; use "tap"'
     if spec.bridge:
         return "is not a bridge; write the name alone for a macvlan on it"
     return _taken(nic, link, mode, seen)
@@ -134,8 +136,11 @@ def _taken(nic: Nic, link: Link, mode: Mode, seen: Observed) -> str:
     return ""
 
 
-def current(name: str, seen: Observed) -> int:
-    """Index of the uplink that the NIC is pointed at now; 0 if none, or if it has gone."""
+def current(wanted: Wanted, seen: Observed) -> int:
+    """Index of the uplink that the NIC is on now; 0 if none, or if it has gone."""
+    if wanted.nic.backend == "macvtap":
+        return _current_macvtap(wanted, seen)
+    name = wanted.nic.name
     splicing = seen.taps.get(name)
     if splicing is None or not splicing.target:
         return 0
@@ -144,6 +149,14 @@ def current(name: str, seen: Observed) -> int:
         return tap.master if tap else 0
     macvlan = seen.links.get(splicing.target)
     return macvlan.lower if macvlan and macvlan.owner == name else 0
+
+
+def _current_macvtap(wanted: Wanted, seen: Observed) -> int:
+    name, vmm = wanted.nic.name, seen.vmms.get(wanted.qmp, Vmm())
+    for link in seen.links.owned(name):
+        if link.kind == "macvtap" and is_plugged(name, link.index, vmm):
+            return link.lower
+    return 0
 
 
 class Choice(NamedTuple):

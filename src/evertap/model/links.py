@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 IFF_UP: Final = 0x1
+IFF_ALLMULTI: Final = 0x200
 IFF_LOWER_UP: Final = 0x10000
 ARPHRD_ETHER: Final = 1
 

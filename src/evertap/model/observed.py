@@ -10,6 +10,7 @@ import msgspec
 
 from evertap.model.links import Gone, Link, LinkEvent
 from evertap.model.table import STACKED_ON_UPLINK, LinkTable
+from evertap.model.vmm import RxFilter, Vmm
 
 PASS: Final = 0xFFFFFFFF
 """The splice target that stands for a bridge: frames go on to the tap's own receive path."""
@@ -50,6 +51,16 @@ class Observed:
         """By link: since when frames could leave by it."""
         self.served: set[int] = set()
         """Links that have been up in evertap's time: down again is the administrator's will."""
+        self.vmms: dict[str, Vmm] = {}
+        """By the path of the QMP socket."""
+        self.rx_filters: dict[str, RxFilter] = {}
+        """By NIC: what the guest's card wants to receive, where that is known."""
+        self.multicast: dict[int, frozenset[str]] = {}
+        """By macvlan: the multicast addresses that it was told to receive."""
+        self.guest_links: dict[str, bool] = {}
+        """By NIC: the guest's carrier, where it was set in this QEMU."""
+        self.told: dict[str, int] = {}
+        """By NIC: the uplink (index; 0: none) that the guest's link was last bounced for."""
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def fold(self, event: LinkEvent, now: float) -> Change | None:
@@ -90,6 +101,7 @@ class Observed:
         if link.owner and self.taps and link.name == link.owner:
             self.taps.pop(link.owner, None)
         self.served.discard(link.index)
+        self.multicast.pop(link.index, None)
         if self.good_since.pop(link.index, None) is not None:
             self._failed(link.name, now)
 

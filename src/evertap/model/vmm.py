@@ -13,7 +13,8 @@ class Vmm(msgspec.Struct, frozen=True):
 
     running: bool = False  # connected, and its parts are known
     parts: frozenset[str] = frozenset()  # ids of evertap's devices and netdevs in it
-    reason: str = "no QMP socket yet"  # why not running, for people
+    gone: bool = False  # there is no QEMU (no socket, nobody behind it): one that only hangs may recover
+    reason: str = "its QMP socket was not looked at yet"  # why not running, for people
 
 
 class RxFilter(msgspec.Struct, frozen=True):
@@ -60,6 +61,16 @@ def uplink_port(name: str, index: int) -> str:
 def hub_id(name: str) -> int:
     """The number of the NIC's hub in its QEMU (an int32)."""
     return zlib.crc32(name.encode("utf-8", "surrogateescape")) & 0x7FFFFFFF
+
+
+def has_device(name: str, vmm: Vmm) -> bool:
+    """Whether QEMU has the NIC's device."""
+    return vmm.running and qemu_id(name) in vmm.parts
+
+
+def is_plugged(name: str, index: int, vmm: Vmm) -> bool:
+    """Whether the macvtap is on the NIC's hub, and not only half of it."""
+    return {uplink_netdev(name, index), uplink_port(name, index)} <= vmm.parts
 
 
 def plugged(name: str, vmm: Vmm) -> set[int]:

@@ -1,0 +1,72 @@
+"""The plan of a NIC with backend macvtap: a macvtap on the goal, plugged into the hub in QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evertap.model.actions import Action, Announce, CreateMacvlan, Plug, Unplug
+from evertap.model.plan_tap import retire_tap, tear_down_tap
+from evertap.model.planning import View, bring_up, fits, macvlans, remove, tune
+from evertap.model.vmm import card_port, is_plugged, plugged
+
+
+def connect_macvtap(view: View) -> Iterator[Action]:
+    """Have one macvtap, on the goal, and nothing else on the hub: two would make a loop of it."""
+    nic, vmm, goal = view.nic, view.vmm, view.goal
+    if view.tap:  # from the time when the NIC had the other backend
+        yield from tear_down_tap(view)
+        yield from retire_tap(view)
+        return
+    yield from bring_up(view)
+    if vmm.gone:
+        yield from (remove(device, view.seen) for device in macvlans(view))
+    if not vmm.running or obstacle(view):
+        return
+    lower = goal.link.index if goal and goal.link else 0
+    devices = macvlans(view)
+    device = next((d for d in devices if goal and d.lower == lower and fits(d, goal, "macvtap")), None)
+    keep = device.index if device else 0
+    whole = bool(device) and is_plugged(nic.name, keep, vmm)
+    for index in sorted(plugged(nic.name, vmm)):
+        if index != keep or not whole:
+            yield Unplug(nic=nic.name, qmp=view.wanted.qmp, index=index)
+    yield from (remove(other, view.seen) for other in devices if other is not device)
+    if not goal or not goal.link:
+        return
+    uplink = goal.link.name
+    if device:
+        yield from tune(view, device, goal)
+    else:
+        yield CreateMacvlan(
+            nic=nic.name,
+            lower=lower,
+            uplink=uplink,
+            mac=view.mac,
+            mode=goal.mode,
+            mtu=min(nic.mtu, goal.link.mtu),
+            kind="macvtap",
+            check=nic.spoof_check,
+        )
+    if not whole:
+        yield Plug(nic=nic.name, qmp=view.wanted.qmp, index=keep or None, uplink=uplink)
+        if nic.announce:
+            yield Announce(nic=nic.name, lower=lower, uplink=uplink, bridge=False, mac=view.mac)
+
+
+def unplug_all(view: View) -> Iterator[Action]:
+    """Nothing is to be on the hub any more; the card and its hub stay in QEMU."""
+    if view.vmm.running:
+        for index in sorted(plugged(view.nic.name, view.vmm)):
+            yield Unplug(nic=view.nic.name, qmp=view.wanted.qmp, index=index)
+
+
+def obstacle(view: View) -> str:
+    """Why nothing can be handed to QEMU; empty if it can."""
+    nic, vmm = view.nic, view.vmm
+    if not view.wanted.qmp:
+        return 'backend "macvtap" needs a QMP socket: add [vm] qmp = "/path" to the definition'
+    if not vmm.running:
+        return f"the VM's QEMU at {view.wanted.qmp}: {vmm.reason}"
+    if card_port(nic.name) not in vmm.parts:
+        return f"the VM's QEMU has no such card; start it with what `evertap args {nic.name}` prints"
+    return ""
