@@ -125,8 +125,8 @@ def test_a_broken_file_leaves_the_last_good_definition_in_force_and_other_nics_a
     file = trial.nics_d / "web0.toml"
     whole = definition("eth1")
     for broken, said in (
-        (whole[: len(whole) // 2].encode(), "line 1"),
-        (whole.replace("uplinks", "uplink").encode(), "uplink: unknown field"),
+        (whole[: len(whole) // 2].encode(), "is not TOML"),
+        ((whole + 'mode = "bridg"').encode(), 'mode: found "bridg"; allowed: "bridge"'),
         (b"\xff\xfe" + whole.encode(), "UTF-8"),
     ):
         file.write_bytes(broken)
@@ -296,6 +296,21 @@ def test_a_tap_that_somebody_deletes_is_made_anew(lab: Lab, trial: Trial) -> Non
         pinger.wait_reply(5)
 
 
+@pytest.mark.parametrize("change", ["queues = 2", 'owner = "nobody"'])
+def test_a_change_that_takes_a_new_tap_leaves_the_nic_connected(
+    lab: Lab, trial: Trial, change: str
+) -> None:
+    lab.uplink("eth0")
+    trial.define("web0", definition("eth0"))
+    before = links(lab.host, "web0")[0]["ifindex"]
+    trial.define("web0", definition("eth0", more=change))
+    trial.wait("web0", "connected")
+    assert links(lab.host, "web0")[0]["ifindex"] != before
+    with BuiltinGuest(lab.host, "web0", MAC) as guest, Pinger(lab.wire) as pinger:
+        guest.boot()
+        pinger.wait_reply(5)
+
+
 def test_a_tap_that_somebody_takes_out_of_its_bridge_returns_to_it(
     lab: Lab, trial: Trial, guest: BuiltinGuest
 ) -> None:
@@ -364,6 +379,23 @@ def test_an_uplink_that_appears_down_is_brought_up_once_and_then_is_the_administ
     lab.remove("eth0")
     lab.uplink("eth0", up=False)
     trial.wait("web0", "connected")
+
+
+@pytest.mark.parametrize("uplinks", [["br0"], ["eth0", "eth1"]])
+def test_an_uplink_that_the_administrator_took_down_stays_down_although_no_device_of_ours_is_on_it(
+    lab: Lab, trial: Trial, uplinks: list[str]
+) -> None:
+    lab.uplink("eth0")
+    lab.uplink("eth1")
+    lab.bridge("br0")
+    trial.define("web0", definition(*uplinks, more='failover = "cold"'))
+    trial.wait("web0", "connected")
+    lab.host.ip("link", "set", uplinks[0], "down")
+    eventually(lambda: state(trial)[1] != uplinks[0])
+    trial.kill()
+    trial.start()
+    time.sleep(0.3)
+    assert "UP" not in links(lab.host, uplinks[0])[0]["flags"]
 
 
 def test_without_bring_up_an_uplink_that_is_down_stays_so(lab: Lab, trial: Trial) -> None:
@@ -490,7 +522,8 @@ def test_wait_tells_by_its_exit_code_what_came_of_it(lab: Lab, trial: Trial) -> 
 
 OPEN_TAP = """
 open(my $tun, "+<", "/dev/net/tun") or die "open: $!\\n";
-ioctl($tun, 0x400454ca, pack("a16 s x22", "web0", 0x5002)) or die "TUNSETIFF: $!\\n";
+my $interface = pack("a16 s x22", "web0", 0x5002);
+ioctl($tun, 0x400454ca, $interface) or die "TUNSETIFF: $!\\n";
 print "opened\\n";
 """  # IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
 

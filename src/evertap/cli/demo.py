@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from evertap.lab.demo import Step, Story
+    from evertap.lab.demo import Backend, Guest, Step, Story
 
 _PINGS_SHOWN = 60
 
@@ -27,8 +27,15 @@ _PINGS_SHOWN = 60
     show_default=True,
     help="A real guest, or a small process on the tap that answers pings.",
 )
+@click.option(
+    "--backend",
+    type=click.Choice(["tap", "macvtap"]),
+    default="tap",
+    show_default=True,
+    help="A tap spliced to macvlans, or a macvtap behind a hub in QEMU.",
+)
 @as_json
-def command(guest: Literal["qemu", "builtin"], as_json: bool) -> None:
+def command(guest: Guest, backend: Backend, as_json: bool) -> None:
     """Show a guest that keeps its network while its uplink comes, goes and changes.
 
     Runs in network namespaces of its own and touches nothing of the host's; needs root.
@@ -39,17 +46,17 @@ def command(guest: Literal["qemu", "builtin"], as_json: bool) -> None:
 
     try:
         if as_json:
-            with Story(guest, lambda line: click.echo(line, err=True)) as story:
+            with Story(guest, backend, lambda line: click.echo(line, err=True)) as story:
                 from msgspec import to_builtins
 
                 click.echo(json.dumps({"steps": to_builtins(list(story.steps()))}, indent=2))
             return
-        _show(guest)
+        _show(guest, backend)
     except (LabError, TimeoutError) as error:
         raise EvertapError(f"the demo failed: {error}") from error
 
 
-def _show(guest: Literal["qemu", "builtin"]) -> None:
+def _show(guest: Guest, backend: Backend) -> None:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -57,7 +64,9 @@ def _show(guest: Literal["qemu", "builtin"]) -> None:
     from evertap.lab.demo import Story
 
     console = Console(highlight=False)
-    with Story(guest, lambda line: console.print(Text("» " + line, style="dim"), soft_wrap=True)) as story:
+    with Story(
+        guest, backend, lambda line: console.print(Text("» " + line, style="dim"), soft_wrap=True)
+    ) as story:
 
         def pings() -> Text:
             return _pings(story)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from evertap.lab.builtin_guest import BuiltinGuest
+from evertap.lab.errors import LabError
 from evertap.lab.image import build
 from evertap.lab.pinger import Pinger
 from evertap.lab.qemu import QemuGuest
@@ -19,11 +20,8 @@ from evertap.lab.wires import Lab
 
 NIC_MAC = "52:54:00:12:34:56"
 CARD_MAC = "02:00:00:00:0a:01"
-DEFINITION = f"""\
-mac = "{NIC_MAC}"
-uplinks = [{{ mac = "{CARD_MAC}" }}, "spare0"]
-failback_delay = 1.0
-"""
+Backend = Literal["tap", "macvtap"]
+Guest = Literal["qemu", "builtin"]
 INTERVAL = 0.01
 _PATIENCE = 15.0
 
@@ -43,8 +41,13 @@ class Step:
 class Story:
     """Runs the demo in private namespaces. Used as a context: leaving it removes everything."""
 
-    def __init__(self, guest: Literal["qemu", "builtin"], say: Callable[[str], None]) -> None:
+    def __init__(self, guest: Guest, backend: Backend, say: Callable[[str], None]) -> None:
+        if guest == "builtin" and backend == "macvtap":
+            raise LabError(
+                "the builtin guest has no QEMU that a macvtap could be handed to: use --guest qemu"
+            )
         self._kind = guest
+        self._backend = backend
         self._say = say
         self._stack = ExitStack()
         self._carrier_changes = 0
@@ -69,7 +72,7 @@ class Story:
         self._say("network namespaces are ready; starting the daemon in them")
         trial.start()
         self._say('defining NIC "web0": its uplink is the card with MAC ' + CARD_MAC + ', or else "spare0"')
-        trial.define("web0", DEFINITION)
+        trial.define("web0", self._definition())
         guest: QemuGuest | BuiltinGuest
         if image:
             self._say("starting a QEMU guest (software emulation) although no uplink exists")
@@ -92,9 +95,7 @@ class Story:
         time.sleep(1)
         yield self._result("the uplink is gone", guest, trial, None)
         self._say("plugging it in again; the kernel calls it enx0 this time")
-        yield self._change(
-            "back under another name", guest, trial, lambda: lab.uplink("enx0", mac=CARD_MAC)
-        )
+        yield self._change("back under another name", guest, trial, lambda: lab.uplink("enx0", mac=CARD_MAC))
         self._say("adding a second uplink, spare0, and then cutting enx0's cable")
         lab.uplink("spare0")
         time.sleep(0.5)
@@ -107,11 +108,24 @@ class Story:
             trial,
             lambda: self._until(lambda: trial.json("show", "web0")["uplink"] == "enx0"),
         )
-        lab.uplink("eth9")
-        lab.bridge("br0", "eth9")
-        self._say("$ evertap retarget web0 bridge=br0")
-        yield self._change(
-            "retarget to bridge br0", guest, trial, lambda: trial.run("retarget", "web0", "bridge=br0")
+        yield self._retarget(lab, guest, trial)
+
+    def _retarget(self, lab: Lab, guest: QemuGuest | BuiltinGuest, trial: Trial) -> Step:
+        if self._backend == "macvtap":  # which cannot join a bridge
+            uplink, title = "spare0", "retarget to spare0"
+        else:
+            lab.uplink("eth9")
+            lab.bridge("br0", "eth9")
+            uplink, title = "bridge=br0", "retarget to bridge br0"
+        self._say(f"$ evertap retarget web0 {uplink}")
+        return self._change(title, guest, trial, lambda: trial.run("retarget", "web0", uplink))
+
+    def _definition(self) -> str:
+        return (
+            f'mac = "{NIC_MAC}"\n'
+            f'uplinks = [{{ mac = "{CARD_MAC}" }}, "spare0"]\n'
+            "failback_delay = 1.0\n"
+            f'backend = "{self._backend}"\n'
         )
 
     def _until(self, reached: Callable[[], bool]) -> None:

@@ -1,0 +1,1 @@
+"""The running virtual machine monitors: QEMU over QMP."""
