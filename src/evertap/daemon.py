@@ -21,14 +21,7 @@ from evertap.engine.reconciler import Reconciler
 from evertap.engine.service import Service
 from evertap.kernel.host import Host
 from evertap.model.errors import EvertapError
-try:
-    from evertap.vmm.qmp import QemuMonitors
-except ImportError:
-
-    class QemuMonitors:  # type: ignore
-        def follow(self, paths): ...
-        async def close(self): ...
-
+from evertap.vmm.qmp import QemuMonitors
 
 _log = logging.getLogger("evertap")
 
@@ -52,7 +45,8 @@ async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
             host = stack.enter_context(contextlib.closing(Host()))
         except PermissionError as error:
             raise EvertapError(f"{error}: the daemon has to run as root") from None
-        vmms = QemuMonitors()
+        vhost = os.access("/dev/vhost-net", os.R_OK | os.W_OK)
+        vmms = QemuMonitors(vhost=vhost)
         stack.push_async_callback(vmms.close)
         qmp_folder = runtime_dir / "qmp"
         qmp_folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +57,7 @@ async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
             host,
             vmms,
             qmp_folder=str(qmp_folder),
-            vhost=lambda: os.access("/dev/vhost-net", os.R_OK | os.W_OK),
+            vhost=vhost,
         )
         reloads = _Reloads(service)
         await service.start()
@@ -103,7 +97,7 @@ class _Reloads:
 
 @contextlib.contextmanager
 def _only_one_here() -> Iterator[None]:
-    """Two daemons would take each other's devices for remains. Abstract socket names are per network namespace."""
+    """Two daemons would take each other's devices for remains. Abstract names are per network namespace."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
         try:
             claim.bind("\0evertap-daemon")

@@ -37,7 +37,9 @@ def test_twenty_nics_with_nothing_happening_do_not_wake_the_daemon(
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: apt-get install strace")
     # Connected (by macvlan and by bridge), waiting, disconnected, failed over, and with a failback behind it.
-    uplinks = ['"eth0", "eth1"'] * 8 + ['{ bridge = "br0" }'] * 4 + ['"gone0"'] * 6 + ['"eth0"', '"dark0", "eth1"']
+    uplinks = (
+        ['"eth0", "eth1"'] * 8 + ['{ bridge = "br0" }'] * 4 + ['"gone0"'] * 6 + ['"eth0"', '"dark0", "eth1"']
+    )
     files = [trial.path / f"vm{number}.toml" for number in range(len(uplinks))]
     for number, (file, uplink) in enumerate(zip(files, uplinks, strict=True)):
         text = f'mac = "52:54:00:00:02:{number:02x}"\nuplinks = [{uplink}]\nfailback_delay = 0.5\n'

@@ -135,8 +135,8 @@ def test_a_hundred_losses_and_returns_leave_nothing_behind(scene: Scene) -> None
     assert after == before
     scene.trial.kill()  # QEMU's monitor serves one client
     network = _monitor(scene, "info network")
-    assert network.count("evertap-web0-up") == 2  # the netdev, and its port's mention of it
-    assert len(re.findall(r"^\s*\\?\s*evertap-web0-hub\d+", network, re.MULTILINE)) == 1
+    assert len(re.findall(r"evertap-web0-up\d+", network)) == 1
+    assert len(re.findall(r"evertap-web0-hub\d+", network)) == 1
     scene.trial.start()
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -14,7 +13,7 @@ import pytest
 
 from evertap.lab import frames as f
 from evertap.lab.builtin_guest import BuiltinGuest
-from evertap.lab.capture import Capture
+from evertap.lab.capture import Capture, Captured
 from evertap.lab.errors import LabError
 from evertap.lab.trial import Trial
 from evertap.lab.wires import WIRE_IPV4, WIRE_MAC, Lab
@@ -35,11 +34,16 @@ class Machine:
 
     def hears_of(self, address: IPv4Address) -> list[bytes]:
         """Ask by ARP who has the address; the MACs that answered."""
+        reply = f.ARP.to_bytes(2, "big") + bytes.fromhex("0001080006040002")
+
+        def answers(seen: Captured) -> bool:
+            return seen.outgoing and seen.data[12:22] == reply
+
         with Capture(self.lab.host, self.tap) as capture:
             self.guest.send(f.arp_request(self.mac, self.ipv4, address))
-            time.sleep(SILENCE)
-        reply = f.ARP.to_bytes(2, "big") + bytes.fromhex("0001080006040002")
-        return [seen.data[6:12] for seen in capture.frames() if seen.outgoing and seen.data[12:22] == reply]
+            with suppress(TimeoutError):
+                capture.wait(answers, SILENCE)
+        return [seen.data[6:12] for seen in capture.frames(answers)]
 
     def pings(self, other: Machine) -> bool:
         """Whether an echo request to the other guest, whose MAC is known here, is answered."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from evertap.model.views import ActionView, EventView, NicView, UplinkView
@@ -42,8 +42,30 @@ class Service(Protocol):
     async def retarget(self, name: str, uplinks: Sequence[str], live: bool) -> None:
         """New uplinks for a NIC; `live`: for the running state alone, else in the definition too."""
 
-    def arguments(self, names: Sequence[str]) -> list[str]:
-        """The QEMU arguments for these NICs."""
+    async def attach(self, name: str, qmp: str) -> None:
+        """Plug the NIC's device into the QEMU behind a QMP socket (its absolute path)."""
+
+    async def detach(self, name: str) -> None:
+        """Unplug the NIC's device from its running QEMU."""
+
+    def arguments(
+        self,
+        names: Sequence[str],
+        descriptors: Mapping[str, Sequence[int]] | None = None,
+        *,
+        vhost: bool = True,
+    ) -> list[str]:
+        """The QEMU arguments for these NICs.
+
+        `descriptors`: by NIC, the numbers that its tap's open queues have in QEMU's process. `vhost`: QEMU
+        may use it, if the host has it.
+        """
+
+    def open_tap(self, name: str) -> list[int]:
+        """Descriptors of all queues of the NIC's tap, for the caller to close."""
+
+    def owner_of(self, name: str) -> str:
+        """The user who may open the NIC's tap besides those who may change things; may be empty."""
 
     async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
         """The NIC once it is in that state; TimeoutError after `timeout` seconds."""

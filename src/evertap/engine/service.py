@@ -42,7 +42,7 @@ class Service:
         vmms: Vmms,
         *,
         qmp_folder: str,
-        vhost: Callable[[], bool],
+        vhost: bool,
     ) -> None:
         self._reconciler = reconciler
         self._journal = journal
@@ -125,8 +125,7 @@ class Service:
     def arguments(self, names: Sequence[str]) -> list[str]:
         """The QEMU arguments for the NICs, and for QMP sockets where they need any."""
         wishes = [self._record(name).wanted for name in names]
-        vhost = self._vhost()
-        arguments = [part for wanted in wishes for part in qemu_arguments(wanted.nic, vhost=vhost)]
+        arguments = [part for wanted in wishes for part in qemu_arguments(wanted.nic, vhost=self._vhost)]
         sockets = dict.fromkeys(wanted.qmp for wanted in wishes if wanted.qmp)
         return arguments + [part for path in sockets for part in qmp_arguments(path)]
 

@@ -130,7 +130,6 @@ class Host:
         self._packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._taps: dict[str, _Tap] = {}
         self._source_programs = _SourcePrograms()
-        self._known: set[int] = set()
         self._next_index = random.randrange(_FIRST_INDEX, _LAST_INDEX)
         self._slow = ThreadPoolExecutor(1, "evertap-slow")
         self._slow_rtnetlink = Rtnetlink()
@@ -161,9 +160,7 @@ class Host:
 
     def read_links(self) -> list[Link]:
         """A whole reading of the interfaces."""
-        links = self._rtnetlink.dump_links()
-        self._known = {link.index for link in links if link.index >= _FIRST_INDEX}
-        return links
+        return self._rtnetlink.dump_links()
 
     def read_splicing(self, tap: Link) -> Splicing | None:
         """What the tap's map says; from now on the map is at hand."""
@@ -342,7 +339,10 @@ class Host:
             index, self._next_index = self._next_index, self._next_index + 1
             if self._next_index >= _LAST_INDEX:
                 self._next_index = _FIRST_INDEX
-            if index not in self._known:
+            # What follows in the batch goes by the index, and would change another's device that has it.
+            try:
+                socket.if_indextoname(index)
+            except OSError:
                 return index
 
     def _tap(self, nic: str) -> _Tap:

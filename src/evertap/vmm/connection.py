@@ -22,7 +22,7 @@ _SILENT = logging.getLogger(f"{__name__}.silent")
 _SILENT.disabled = True
 
 
-class Refused(ActionError):
+class RefusedError(ActionError):
     """QEMU answered a command with an error; `said` are its words, `missing` if it lacks what was named."""
 
     def __init__(self, text: str, said: str, missing: bool) -> None:
@@ -31,7 +31,7 @@ class Refused(ActionError):
         self.missing = missing
 
 
-class Lost(ActionError):
+class LostError(ActionError):
     """There is no (usable) connection."""
 
 
@@ -81,18 +81,23 @@ class Connection:
         self._lock = asyncio.Lock()
         self._reason = ""
 
+    @property
+    def usable(self) -> bool:
+        """Whether commands can be given."""
+        return not self._reason and self._client.runstate is Runstate.RUNNING
+
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, descriptor: int | None = None
     ) -> object:
         """Carry out a command and give what it returns; `descriptor` goes with it (SCM_RIGHTS).
 
-        Raises Refused, and Lost if the connection is not usable (any more): also when the answer takes too
-        long, since it could come at any time later.
+        Raises RefusedError, and LostError if the connection is not usable (any more): also when the answer
+        takes too long, since it could come at any time later.
         """
         step = _step(command, arguments)
         async with self._lock:  # QEMU gives a descriptor to whichever getfd comes next
-            if self._reason or self._client.runstate is not Runstate.RUNNING:
-                raise Lost(f"{step}: {self._reason or ENDED}")
+            if not self.usable:
+                raise LostError(f"{step}: {self._reason or ENDED}")
             try:
                 async with asyncio.timeout(self._limits.answer):
                     if descriptor is not None:
@@ -100,17 +105,17 @@ class Connection:
                     return await self._client.execute(command, arguments)
             except ExecuteError as error:
                 missing = error.error_class == "DeviceNotFound"
-                raise Refused(step, clean(str(error)), missing) from None
+                raise RefusedError(step, clean(str(error)), missing) from None
             except TimeoutError:
                 self.close(f"QEMU does not answer within {self._limits.answer:g} s ({command})")
-                raise Lost(f"{step}: {self._reason}") from None
+                raise LostError(f"{step}: {self._reason}") from None
             except Exception as error:
                 # Above all ExecInterruptedError: the connection ended; why is known in `ended`.
-                reason = self._reason or ENDED
-                if self._client.runstate is Runstate.RUNNING:
-                    reason = f"cannot be understood: {clean(str(error))}"
-                    self.close(reason)
-                raise Lost(f"{step}: {reason}") from None
+                if self.usable:
+                    words = error.strerror if isinstance(error, OSError) else str(error)
+                    self.close(f"{step}: {clean(words or type(error).__name__)}")
+                    raise LostError(self._reason) from None
+                raise LostError(f"{step}: {self._reason or ENDED}") from None
             except asyncio.CancelledError:
                 self.close("the connection was closed")  # the descriptor may be there without its command
                 raise
@@ -118,9 +123,7 @@ class Connection:
     def close(self, reason: str) -> None:
         """Close the connection now, whatever is still on its way."""
         self._reason = self._reason or reason
-        # Otherwise qemu.qmp would wait until a QEMU that hangs has read everything.
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        _shut(self._sock)
 
     async def ended(self) -> str:
         """Wait until the connection has ended, give everything back, and say why."""
@@ -149,16 +152,20 @@ class Opening:
         return self._client.greeting is not None
 
     async def open(self) -> Connection:
-        """Lost if that failed. The socket is this object's from now on."""
+        """LostError if that failed. The socket is this object's from now on."""
         try:
             await self._client.connect(self._sock)
         except ConnectError as error:
             self._sock.close()
-            raise Lost(_explain(error.exc)) from None
+            raise LostError(_explain(error.exc)) from None
         except BaseException:
             self._sock.close()
             raise
         return Connection(self._client, self._sock, self._limits)
+
+    def abandon(self) -> None:
+        """Let `open` fail, or its connection end."""
+        _shut(self._sock)
 
     def _hear(self, message: Message) -> bool:
         name, data = message["event"], message.get("data")
@@ -178,6 +185,12 @@ def _step(command: str, arguments: Mapping[str, Any] | None) -> str:
     """The command and the part that it is about, for the error's text."""
     named = (arguments or {}).get("id") or (arguments or {}).get("name") or (arguments or {}).get("fdname")
     return f"{command} {named}" if named else command
+
+
+def _shut(sock: socket.socket) -> None:
+    # Otherwise qemu.qmp would wait until a QEMU that hangs has read everything.
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 async def _disconnect(client: _Client) -> BaseException | None:
