@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ class FakeService:
         self.following: list[asyncio.Queue[EventView]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self.waiting = 0
+        self.owner = ""  # of every NIC
+        self.queues = 1  # of every tap
+        self.added: list[str] = []  # QEMU arguments after those of the NICs
 
     def _note(self, *call: Any) -> None:
         self.calls.append(call)
@@ -106,9 +110,35 @@ class FakeService:
         if "bad" in uplinks:
             raise DefinitionError("web0.toml", "uplinks[0]", "found bad")
 
-    def arguments(self, names: Sequence[str]) -> list[str]:
-        self._note("arguments", names)
-        return [part for name in names for part in ("-netdev", f"tap,id={self.nic(name).name},x=a b")]
+    async def attach(self, name: str, qmp: str) -> None:
+        self._note("attach", name, qmp)
+        self.nic(name)
+
+    async def detach(self, name: str) -> None:
+        self._note("detach", name)
+        self.nic(name)
+
+    def arguments(
+        self,
+        names: Sequence[str],
+        descriptors: Mapping[str, Sequence[int]] | None = None,
+        *,
+        vhost: bool = True,
+    ) -> list[str]:
+        self._note("arguments", names, descriptors, vhost)
+        opened = descriptors or {}
+        pairs = [("-netdev", f"tap,id={self.nic(name).name},x={opened.get(name, 'a b')}") for name in names]
+        return [part for pair in pairs for part in pair] + self.added
+
+    def open_tap(self, name: str) -> list[int]:
+        self._note("open_tap", name)
+        self.nic(name)
+        return [os.memfd_create(f"{name} {number}") for number in range(self.queues)]
+
+    def owner_of(self, name: str) -> str:
+        self._note("owner_of", name)
+        self.nic(name)
+        return self.owner
 
     async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
         self._note("wait", name, state, timeout)

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -22,37 +21,8 @@ from evertap.api.peer import Places
 from evertap.api.server import serve
 from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
 from evertap.model.views import ActionView
+from tests.api.clients import NOBODY, as_user, call, needs_root, raw, served_for_all, until, with_client
 from tests.api.fake import FakeService, event, view
-
-NOBODY = 65534
-
-
-def with_client(folder: Path, service: FakeService, story: Callable[[Client], Awaitable[Any]]) -> Any:
-    """Serve, connect, and run the story in the same loop."""
-
-    async def all_of_it() -> Any:
-        async with serve(service, folder), connect(folder) as client:
-            return await story(client)
-
-    return asyncio.run(all_of_it(), debug=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-def raw(folder: Path) -> socket.socket:
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(str(folder / "evertap.sock"))
-    client.settimeout(10)
-    return client
-
-
-def call(method: str, more: bool = False, **parameters: Any) -> bytes:
-    return json.dumps({"method": method, "parameters": parameters, "more": more}).encode() + b"\0"
-
 
 # What goes through
 
@@ -74,6 +44,10 @@ def test_every_question_and_change_reaches_the_service_and_comes_back(tmp_path: 
         await client.connect("web0")
         await client.disconnect("web0")
         await client.retarget("web0", ["eth1", "name=eth2,mode=vepa"], live=True)
+        await client.attach("web0", "/vm/ü.qmp")
+        await client.detach("web0")
+        await client.arguments(["web0"])
+        await client.arguments(["web0"], {"web0": [7, 8]}, vhost=False)
 
     with_client(tmp_path, service, story)
     assert [told for told in service.calls if told[0] != "nic"] == [
@@ -82,6 +56,10 @@ def test_every_question_and_change_reaches_the_service_and_comes_back(tmp_path: 
         ("connect", "web0"),
         ("disconnect", "web0"),
         ("retarget", "web0", ["eth1", "name=eth2,mode=vepa"], True),
+        ("attach", "web0", "/vm/ü.qmp"),
+        ("detach", "web0"),
+        ("arguments", ["web0"], None, True),
+        ("arguments", ["web0"], {"web0": [7, 8]}, False),
     ]
 
 
@@ -142,6 +120,7 @@ def test_the_interface_describes_itself(tmp_path: Path) -> None:
     description = asyncio.run(story())
     assert "interface org.evertap" in description
     assert "method Nics() -> (nics: []NicView)" in description
+    assert "method OpenTap(name: string) -> (descriptors: []int)" in description
     assert "error BadDefinition (file: string, field: string, problem: string)" in description
 
 
@@ -247,21 +226,6 @@ def test_daemon_that_stops_ends_followers_and_waits(tmp_path: Path) -> None:
 # Rights
 
 
-def as_user(uid: int, groups: list[int], action: Callable[[], int]) -> int:
-    """Run it in a child with these rights; its exit code."""
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            os.setgroups(groups)
-            os.setgid(uid)
-            os.setuid(uid)
-            code = action()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def try_both(folder: Path) -> int:
     """1: may read, 2: may change."""
 
@@ -277,38 +241,16 @@ def try_both(folder: Path) -> int:
     return asyncio.run(story())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@needs_root
 def test_others_may_read_and_only_the_group_and_root_may_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:-1]):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run").chmod(0o755)
     monkeypatch.setattr(server, "group_id", lambda: 4242)
-    service = FakeService(view())
-    daemon = os.fork()
-    if daemon == 0:
-
-        async def serving() -> None:
-            async with serve(service, tmp_path / "run"):
-                await asyncio.sleep(30)
-
-        try:
-            asyncio.run(serving())
-        finally:
-            os._exit(0)
-    try:
-        while not (tmp_path / "run" / "evertap.sock").exists():
-            os.sched_yield()
-        assert as_user(NOBODY, [], lambda: try_both(tmp_path / "run")) == 1
-        assert as_user(NOBODY, [100, 4242], lambda: try_both(tmp_path / "run")) == 3
-        assert as_user(4242, [], lambda: try_both(tmp_path / "run")) == 3
-        assert as_user(0, [], lambda: try_both(tmp_path / "run")) == 3
-    finally:
-        os.kill(daemon, 9)
-        os.waitpid(daemon, 0)
+    with served_for_all(FakeService(view()), tmp_path) as folder:
+        assert as_user(NOBODY, [], lambda: try_both(folder)) == 1
+        assert as_user(NOBODY, [100, 4242], lambda: try_both(folder)) == 3
+        assert as_user(4242, [], lambda: try_both(folder)) == 3
+        assert as_user(0, [], lambda: try_both(folder)) == 3
 
 
 def test_refusal_names_the_user_and_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +264,8 @@ def test_refusal_names_the_user_and_the_group(tmp_path: Path, monkeypatch: pytes
             client.connect("web0"),
             client.disconnect("web0"),
             client.retarget("web0", ["eth0"]),
+            client.attach("web0", "/vm/web0.qmp"),
+            client.detach("web0"),
         ):
             with pytest.raises(PermissionDeniedError) as caught:
                 await change
@@ -396,6 +340,12 @@ def test_a_client_that_speaks_no_varlink_is_dropped(
             "org.varlink.service.InvalidParameter",
         ),
         (call("org.evertap.Nic", name="\ud800"), "org.evertap.NoSuchNic"),
+        (call("org.evertap.Attach", name="web0", qmp="a.qmp"), "org.varlink.service.InvalidParameter"),
+        (call("org.evertap.Attach", name="web0", qmp="/a\0b"), "org.varlink.service.InvalidParameter"),
+        (
+            call("org.evertap.Arguments", names=["web0"], descriptors={"web0": ["7"]}),
+            "org.varlink.service.InvalidParameter",
+        ),
     ],
     ids=lambda value: value[:60] if isinstance(value, bytes) else "",
 )

@@ -54,7 +54,7 @@ def test_twenty_nics_with_nothing_happening_do_not_wake_the_daemon(
     trial.wait("vm0", "connected")
     time.sleep(0.2)
     lab.carrier("eth0", True)
-    time.sleep(2)  # failback, and all announcements
+    time.sleep(1.6)  # failback, and all announcements
     before = bystanders(trial)
     assert before[0] == "vm0 connected eth0"
     assert sum("connected eth0" in line for line in before) == 8

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,7 +31,7 @@ RX_FILTER = {
 }
 
 
-class ErrorAnswer(Exception):
+class QemuError(Exception):
     """QEMU's error: class and words."""
 
 
@@ -89,7 +90,7 @@ class FakeQmp:
         self.netdevs: dict[str, dict[str, Any]] = {}
         self.devices: dict[str, dict[str, Any]] = {}
         self.files: dict[str, int] = {}  # by getfd's name, the inode
-        self.commands = COMMANDS
+        self.commands: tuple[str, ...] = COMMANDS
         self.greet: Callable[[Peer], None] = lambda peer: peer.send(GREETING)
         # May answer in its own way (True), or leave it to us.
         self.misbehave: Callable[[Peer, Received], bool] = lambda peer, received: False
@@ -135,7 +136,7 @@ class FakeQmp:
     def thaw(self) -> None:
         self._going.set()
 
-    def event(self, name: str, **data: Any) -> None:
+    def event(self, name: str, /, **data: Any) -> None:
         assert self.peer is not None
         self.peer.send({"event": name, "data": data, "timestamp": {"seconds": 0, "microseconds": 0}})
 
@@ -173,11 +174,11 @@ class FakeQmp:
             command, ident = str(message[0].get("execute")), message[0].get("id")
             received = Received(command, dict(message[0].get("arguments") or {}), message[1])
             self.received.append(received)
-            if command != "qmp_capabilities" and self.misbehave(peer, received):
-                continue
             try:
+                if command != "qmp_capabilities" and self.misbehave(peer, received):
+                    continue
                 answer = {"return": self._carry_out(received)}
-            except ErrorAnswer as error:
+            except QemuError as error:
                 answer = {"error": {"class": error.args[0], "desc": error.args[1]}}
             peer.send(answer if ident is None else {**answer, "id": ident})
 
@@ -200,26 +201,57 @@ class FakeQmp:
                 self.files[arguments["fdname"]] = files.pop()
             case "netdev_add":
                 if ident in self.netdevs:
-                    raise ErrorAnswer("GenericError", f"Duplicate ID '{ident}'")
+                    raise QemuError("GenericError", f"Duplicate ID '{ident}'")
                 self.netdevs[ident] = arguments
                 if "fd" in arguments:
                     arguments["inode"] = self.files.pop(arguments["fd"])
             case "netdev_del":
                 if self.netdevs.pop(ident, None) is None:
-                    raise ErrorAnswer("DeviceNotFound", f"Device '{ident}' not found")
+                    raise QemuError("DeviceNotFound", f"Device '{ident}' not found")
             case "closefd":
                 if self.files.pop(arguments["fdname"], None) is None:
-                    raise ErrorAnswer(
+                    raise QemuError(
                         "GenericError", f"File descriptor named '{arguments['fdname']}' not found"
                     )
             case "device_add":
                 self.devices[ident] = arguments
             case "device_del":
                 if ident not in self.devices:
-                    raise ErrorAnswer("DeviceNotFound", f"Device '{ident}' not found")
+                    raise QemuError("DeviceNotFound", f"Device '{ident}' not found")
         return {}
 
     def _info_network(self) -> str:
         lines = [f"{name}: index=0,type=nic,model=virtio-net-pci" for name in self.devices]
         lines += [f" \\ {name}: index=0,type={netdev['type']},x" for name, netdev in self.netdevs.items()]
         return "".join(f"{line}\r\n" for line in lines)
+
+
+def flood(peer: Peer) -> None:
+    """100,000 events."""
+    event = {
+        "event": "NIC_RX_FILTER_CHANGED",
+        "data": {"name": "evertap-web0", "path": "/x"},
+        "timestamp": {},
+    }
+    with suppress(OSError):
+        peer.send_raw((json.dumps(event).encode() + b"\r\n") * 100_000)
+
+
+def _main(good: str, bad: str) -> None:
+    """Two QEMUs: one of them answers announce-self by a flood."""
+
+    def attack(peer: Peer, received: Received) -> bool:
+        if received.command == "announce-self":
+            flood(peer)
+        return False
+
+    one, other = FakeQmp(good), FakeQmp(bad)
+    other.misbehave = attack
+    other.devices = {"evertap-web0": {}}
+    one.start()
+    other.start()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

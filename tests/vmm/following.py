@@ -32,25 +32,27 @@ class Following:
     def vmm(self, path: str) -> Vmm:
         return self.known.get(path, Vmm())
 
-    async def running(self, path: str, timeout: float = 10) -> Vmm:
-        await until(lambda: self.vmm(path).running, timeout)
+    async def running(self, path: str, within: float = 10) -> Vmm:
+        await until(lambda: self.vmm(path).running, within)
         return self.vmm(path)
 
-    async def not_running(self, path: str, words: str, timeout: float = 10) -> str:
-        await until(lambda: not self.vmm(path).running and words in self.vmm(path).reason, timeout)
+    async def not_running(self, path: str, words: str, within: float = 10) -> str:
+        await until(lambda: not self.vmm(path).running and words in self.vmm(path).reason, within)
         return self.vmm(path).reason
 
 
-async def until(condition: Callable[[], bool], timeout: float = 10) -> None:
+async def until(condition: Callable[[], bool], within: float = 10) -> None:
     with suppress(TimeoutError):
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(within):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
     assert condition()
 
 
-def follow(body: Callable[[Following], Awaitable[Any]], limits: Limits | None = None) -> Any:
-    """Run the body in a loop of its own, in debug mode; nothing may be left or have been lost at the end."""
+def follow(
+    body: Callable[[Following], Awaitable[Any]], limits: Limits | None = None, *, debug: bool = True
+) -> Any:
+    """Run the body in a loop of its own; nothing may be left or have been lost at the end."""
 
     async def main() -> Any:
         failures: list[dict[str, Any]] = []
@@ -66,4 +68,4 @@ def follow(body: Callable[[Following], Awaitable[Any]], limits: Limits | None = 
         assert not failures
         return result
 
-    return asyncio.run(main(), debug=True)
+    return asyncio.run(main(), debug=debug)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 from asyncvarlink import (
+    FileDescriptorArray,
     VarlinkBaseProtocol,
     VarlinkClientProtocol,
     VarlinkMethodCall,
@@ -95,9 +97,38 @@ class Client:
         """New uplinks for a NIC; `live`: for the running state alone."""
         await self._tell("Retarget", name=name, uplinks=list(uplinks), live=live)
 
-    async def arguments(self, names: Sequence[str]) -> list[str]:
-        """The QEMU arguments for NICs."""
-        return await self._ask("Arguments", list[str], names=list(names))
+    async def attach(self, name: str, qmp: str) -> None:
+        """Plug the NIC's device into the running QEMU behind a QMP socket (its absolute path)."""
+        await self._tell("Attach", name=name, qmp=qmp)
+
+    async def detach(self, name: str) -> None:
+        """Unplug the NIC's device from its running QEMU; the definition stays."""
+        await self._tell("Detach", name=name)
+
+    async def arguments(
+        self,
+        names: Sequence[str],
+        descriptors: Mapping[str, Sequence[int]] | None = None,
+        *,
+        vhost: bool = True,
+    ) -> list[str]:
+        """The QEMU arguments for NICs.
+
+        `descriptors`: by NIC, the numbers that its tap's open queues have in QEMU's process; of other taps
+        QEMU gets the name. `vhost`: QEMU may use it, if the host has it.
+        """
+        return await self._ask(
+            "Arguments", list[str], names=list(names), descriptors=descriptors, vhost=vhost
+        )
+
+    async def open_tap(self, name: str) -> list[int]:
+        """Descriptors of all queues of the NIC's tap, for the caller to close; not inheritable."""
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            reply, arrived = await self._answer(_call("OpenTap", {"name": name}), PATIENCE, taken)
+            return _descriptors(_value(reply, list[int]), arrived)
+        finally:
+            taken.set_result(None)  # what was not taken is closed
 
     async def wait(
         self,
@@ -107,7 +138,8 @@ class Client:
     ) -> NicView:
         """The NIC once it is in that state; TimeoutError after `timeout` seconds."""
         call = _call("Wait", {"name": name, "state": state, "timeout": timeout})
-        return _value(await self._reply(call, None), NicView)
+        reply, _ = await self._answer(call, None)
+        return _value(reply, NicView)
 
     async def history(self, name: str | None = None) -> list[EventView]:
         """What happened to a NIC (None: to all), oldest first."""
@@ -124,24 +156,28 @@ class Client:
             raise _gone() from error
 
     async def _ask(self, method: str, kind: type[_T], **parameters: Any) -> _T:
-        return _value(await self._reply(_call(method, parameters), PATIENCE), kind)
+        reply, _ = await self._answer(_call(method, parameters), PATIENCE)
+        return _value(reply, kind)
 
     async def _tell(self, method: str, **parameters: Any) -> None:
-        await self._reply(_call(method, parameters), PATIENCE)
+        await self._answer(_call(method, parameters), PATIENCE)
 
-    async def _reply(self, call: VarlinkMethodCall, patience: float | None) -> VarlinkMethodReply:
+    async def _answer(
+        self, call: VarlinkMethodCall, patience: float | None, taken: asyncio.Future[None] | None = None
+    ) -> tuple[VarlinkMethodReply, FileDescriptorArray | None]:
+        """The reply, and the descriptors that came with it, which are there until `taken` is done."""
         try:
             async with asyncio.timeout(patience):
-                answer = await self._protocol.call(call)
+                answer = await self._protocol.call(call, replyfdsdone=taken)
         except TimeoutError:
             raise NotReachableError(f"the evertap daemon has not answered for {patience:g} s") from None
         except OSError as error:
             raise _gone() from error
         assert answer is not None  # as it is of calls that are not one-way
-        reply = answer[0]
+        reply, descriptors = answer
         if reply.error is not None:
             _raise(reply.error, reply.parameters)
-        return reply
+        return reply, descriptors
 
 
 def _call(method: str, parameters: dict[str, Any], *, more: bool = False) -> VarlinkMethodCall:
@@ -157,6 +193,22 @@ def _value(reply: VarlinkMethodReply, kind: type[_T]) -> _T:
         return msgspec.convert(value, kind)
     except ValueError as error:
         raise EvertapError(f"the daemon's answer is strange ({error}). {_VERSIONS}") from error
+
+
+def _descriptors(places: list[int], arrived: FileDescriptorArray | None) -> list[int]:
+    """Take the descriptors at these places."""
+    # The kernel silently leaves out what the process has no room for.
+    if arrived is None or sorted(places) != list(range(len(arrived))):
+        raise EvertapError(
+            f"of {len(places)} descriptors, {len(arrived or ())} arrived: raise the limit of open files"
+        )
+    numbers = []
+    for place in places:
+        number = arrived[place].fileno()
+        arrived[place].take()
+        os.set_inheritable(number, False)  # as Python's own are; recvmsg(2) does not see to it
+        numbers.append(number)
+    return numbers
 
 
 def _raise(error: str, parameters: dict[str, Any]) -> NoReturn:

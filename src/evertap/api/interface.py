@@ -3,10 +3,12 @@
 # No postponed annotations here: asyncvarlink reads the types of methods and fields at run time.
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any, Final, Literal
 
 from asyncvarlink import (
+    FileDescriptor,
     TypedVarlinkErrorReply,
     VarlinkErrorReply,
     VarlinkInterface,
@@ -15,7 +17,7 @@ from asyncvarlink import (
 from asyncvarlink.serviceerrors import InvalidParameter
 
 from evertap.api.follower import buffered
-from evertap.api.peer import Places
+from evertap.api.peer import GROUP, Peer, Places, is_user
 from evertap.api.service import Service
 from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
 from evertap.model.views import ActionView, EventView, NicView, UplinkView
@@ -27,6 +29,7 @@ OVER: Final = "the daemon is stopping, or the connection was closed"
 
 State = Literal["connected", "waiting", "disconnected", "failed"]
 
+_DESCRIPTORS_MAX: Final = 253  # in one message: SCM_MAX_FD, net/scm.h
 _LONGEST_WAIT: Final = 366 * 86400.0  # seconds; what a client may ask must fit the loop's clock
 
 
@@ -88,22 +91,29 @@ def as_reply(error: Exception) -> VarlinkErrorReply:
 class EvertapInterface(VarlinkInterface, name=NAME):
     """evertap keeps virtual machines' NICs connected to host interfaces that come and go.
 
-    Everybody may read; root, the daemon's user and members of the group evertap may change things.
+    Everybody may read; root, the daemon's user and members of the group evertap may change things. The
+    user whom a NIC's definition names as its owner may also open its tap.
     """
 
     errors = (NoSuchNic, BadDefinition, Failed, TimedOut, PermissionDenied)
 
-    def __init__(self, service: Service, refusal: str, over: asyncio.Future[None], followers: Places) -> None:
-        """`refusal` says why the client may not change things (empty: it may); `over`: it has gone."""
+    def __init__(
+        self, service: Service, peer: Peer, trusted: bool, over: asyncio.Future[None], followers: Places
+    ) -> None:
+        """`trusted`: the peer may change things; `over`: it has gone."""
         self._service = service
-        self._refusal = refusal
+        self._peer = peer
+        self._trusted = trusted
         self._over = over
         self._followers = followers
 
     @property
     def _changing(self) -> Service:
-        if self._refusal:
-            raise PermissionDenied(reason=self._refusal)
+        if not self._trusted:
+            raise PermissionDenied(
+                reason=f"user {self._peer.uid} may only read: changes are for root and for members of the "
+                f'group "{GROUP}"'
+            )
         return self._service
 
     @varlinkmethod(return_parameter="nics")
@@ -151,10 +161,53 @@ class EvertapInterface(VarlinkInterface, name=NAME):
         """New uplinks for a NIC, each NAME or KEY=VALUE[,mode=MODE]; live: for the running state alone."""
         await self._changing.retarget(name, uplinks, live)
 
+    @varlinkmethod
+    async def Attach(self, *, name: str, qmp: str) -> None:  # noqa: N802
+        """Plug a NIC's device into the running QEMU behind a QMP socket, of which this is the path."""
+        if not qmp.startswith("/") or "\0" in qmp:
+            raise InvalidParameter(parameter="qmp")
+        await self._changing.attach(name, qmp)
+
+    @varlinkmethod
+    async def Detach(self, *, name: str) -> None:  # noqa: N802
+        """Unplug a NIC's device from its running QEMU. The definition stays."""
+        await self._changing.detach(name)
+
+    @varlinkmethod(return_parameter="descriptors")
+    async def OpenTap(self, *, name: str) -> list[FileDescriptor]:  # noqa: N802
+        """Open all queues of a NIC's tap, for a VMM that may not do so itself.
+
+        The answer comes with the descriptors and has their places among them. For those who may change
+        things, and for the NIC's owner.
+        """
+        owner = self._service.owner_of(name)
+        # In a thread: a user database behind a network must not hold the loop up.
+        if not self._trusted and not await asyncio.to_thread(is_user, self._peer.uid, owner):
+            raise PermissionDenied(
+                reason=f'user {self._peer.uid} may not open the tap of NIC "{name}": that is for root, for '
+                f'members of the group "{GROUP}", and for the owner in its definition, '
+                + (f'"{owner}"' if owner else "which names none")
+            )
+        descriptors = self._service.open_tap(name)
+        if len(descriptors) > _DESCRIPTORS_MAX:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise Failed(
+                reason=f'NIC "{name}" has {len(descriptors)} queues, and no more than {_DESCRIPTORS_MAX} can '
+                "be handed out as descriptors: lower `queues`"
+            )
+        return [FileDescriptor(descriptor, should_close=True) for descriptor in descriptors]
+
     @varlinkmethod(return_parameter="arguments")
-    def Arguments(self, *, names: list[str]) -> list[str]:  # noqa: N802
-        """The QEMU arguments for NICs."""
-        return self._service.arguments(names)
+    def Arguments(  # noqa: N802
+        self, *, names: list[str], descriptors: dict[str, list[int]] | None, vhost: bool = True
+    ) -> list[str]:
+        """The QEMU arguments for NICs.
+
+        descriptors: by NIC, the numbers that its tap's open queues (OpenTap) have in QEMU's process; without
+        them QEMU opens the tap by its name. vhost: false for a QEMU that may not open /dev/vhost-net.
+        """
+        return self._service.arguments(names, descriptors, vhost=vhost)
 
     @varlinkmethod(return_parameter="nic")
     async def Wait(self, *, name: str, state: State, timeout: float | None) -> NicView:  # noqa: N802, ASYNC109
@@ -186,7 +239,7 @@ class EvertapInterface(VarlinkInterface, name=NAME):
 
         A client that reads too slowly misses the oldest events; an event `lost` says how many.
         """
-        if not self._followers.take(trusted=not self._refusal):
+        if not self._followers.take(trusted=self._trusted):
             raise Failed(reason="too many clients follow the events already")
         try:
             async for event in buffered(self._service.follow(name), self._over):

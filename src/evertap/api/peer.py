@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import pwd
 import socket
 import struct
 from typing import Final, NamedTuple
@@ -46,6 +47,14 @@ def group_id() -> int | None:
         return grp.getgrnam(GROUP).gr_gid
     except KeyError:
         return None
+
+
+def is_user(uid: int, name: str) -> bool:
+    """Whether the user of that name has this id. Asks the user database, so it may block."""
+    try:
+        return pwd.getpwnam(name).pw_uid == uid
+    except KeyError:
+        return False
 
 
 class Places:

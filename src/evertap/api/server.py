@@ -19,7 +19,7 @@ from evertap import __version__
 from evertap.api.claim import claim
 from evertap.api.connection import Connection
 from evertap.api.interface import EvertapInterface
-from evertap.api.peer import GROUP, Places, group_id, peer_of
+from evertap.api.peer import Places, group_id, peer_of
 from evertap.api.service import Service
 
 CLIENTS_MAX: Final = 128
@@ -97,19 +97,10 @@ class _Server:
         if not self._clients.take(trusted):
             client.close()
             return
-        refusal = (
-            ""
-            if trusted
-            else (
-                f'user {peer.uid} may only read: changes are for root and for members of the group "{GROUP}"'
-            )
-        )
         over = self._loop.create_future()
         registry = VarlinkInterfaceRegistry()
-        registry.register_interface(EvertapInterface(self._service, refusal, over, self._followers))
-        registry.register_interface(
-            VarlinkServiceInterface("evertap", "evertap", __version__, "https://evertap.org", registry)
-        )
+        registry.register_interface(EvertapInterface(self._service, peer, trusted, over, self._followers))
+        registry.register_interface(VarlinkServiceInterface("evertap", "evertap", __version__, "", registry))
         connection = Connection(registry, over)
         # No boundary predictor: it makes the transport read for as long as a client keeps sending.
         transport = VarlinkTransport(self._loop, client, client, connection, boundary_predictor=None)

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,10 @@ _VERBS: Final = {
     "connect": "end an administrative disconnection",
     "disconnect": "take a NIC's backend down",
     "retarget": "give a NIC other uplinks while its VM runs",
+    "attach": "plug a NIC's device into a running QEMU",
+    "detach": "unplug it again",
     "args": "the QEMU arguments for NICs",
+    "run": "start QEMU with NICs",
     "plan": "what the daemon would do now",
     "wait": "wait until a NIC is in a state",
     "events": "what happened, when and why",
@@ -98,6 +102,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; its exit code."""
+    # What stands behind -- is not ours.
+    as_json = "--json" in takewhile(lambda argument: argument != "--", arguments)
     try:
         code = _evertap.main(arguments, prog_name="evertap", standalone_mode=False)
         sys.stdout.flush()
@@ -108,12 +114,12 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except click.UsageError as error:
-        return _fail(error, "usage", USAGE, "--json" in arguments, error.format_message())
+        return _fail(error, "usage", USAGE, as_json, error.format_message())
     except click.ClickException as error:
-        return _fail(error, "failed", FAILED, "--json" in arguments, error.format_message())
+        return _fail(error, "failed", FAILED, as_json, error.format_message())
     except (EvertapError, TimeoutError) as error:
         key, code = _kind(error)
-        return _fail(error, key, code, "--json" in arguments, str(error))
+        return _fail(error, key, code, as_json, str(error))
     return code if isinstance(code, int) else 0
 
 

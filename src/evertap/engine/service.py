@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -122,10 +122,26 @@ class Service:
             for action in plan(record.wanted, self._reconciler.seen, now).actions
         ]
 
-    def arguments(self, names: Sequence[str]) -> list[str]:
-        """The QEMU arguments for the NICs, and for QMP sockets where they need any."""
+    def arguments(
+        self,
+        names: Sequence[str],
+        descriptors: Mapping[str, Sequence[int]] | None = None,
+        *,
+        vhost: bool = True,
+    ) -> list[str]:
+        """The QEMU arguments for the NICs, and for QMP sockets where they need any.
+
+        `descriptors`: by NIC, the numbers that its tap's open queues have in QEMU's process; of other taps
+        QEMU gets the name. `vhost`: QEMU may use it, if the host has it.
+        """
         wishes = [self._record(name).wanted for name in names]
-        arguments = [part for wanted in wishes for part in qemu_arguments(wanted.nic, vhost=self._vhost)]
+        vhost = vhost and self._vhost
+        opened = descriptors or {}
+        arguments = [
+            part
+            for name, wanted in zip(names, wishes, strict=True)
+            for part in qemu_arguments(wanted.nic, vhost=vhost, descriptors=opened.get(name, ()))
+        ]
         sockets = dict.fromkeys(wanted.qmp for wanted in wishes if wanted.qmp)
         return arguments + [part for path in sockets for part in qmp_arguments(path)]
 
@@ -135,6 +151,10 @@ class Service:
         if nic.backend != "tap":
             raise EvertapError(f'NIC "{name}" has backend "{nic.backend}", so there is no tap to open')
         return self._kernel.open_tap(name, nic.queues)
+
+    def owner_of(self, name: str) -> str:
+        """The user whom the definition lets open the NIC's tap; empty if none."""
+        return self._defined(name).owner
 
     async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
         """Wait until the NIC is in the state. TimeoutError after `timeout` seconds."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
+from typing import Final
 
 from evertap.model.nic import Nic
 from evertap.model.vmm import card_port, host_netdev, hub_id, qemu_id, sink_port
@@ -39,8 +41,18 @@ def qemu_arguments(nic: Nic, *, vhost: bool, descriptors: Sequence[int] = ()) ->
     return ["-netdev", netdev, "-device", f"{device},netdev={host_netdev(nic.name)}"]
 
 
+_QMP_END: Final = ",server=on,wait=off"
+
+
 def qmp_arguments(path: str) -> list[str]:
     """A QMP socket of evertap's own: one serves one client."""
     ident = f"evertap-qmp-{zlib.crc32(path.encode('utf-8', 'surrogateescape')):08x}"
-    chardev = f"socket,id={ident},path={path.replace(',', ',,')},server=on,wait=off"
+    chardev = f"socket,id={ident},path={path.replace(',', ',,')}{_QMP_END}"
     return ["-chardev", chardev, "-mon", f"chardev={ident},mode=control"]
+
+
+def qmp_sockets(arguments: Sequence[str]) -> list[str]:
+    """The paths of evertap's own QMP sockets, which QEMU will make, among its arguments."""
+    pattern = re.compile(rf"socket,id=evertap-qmp-\w+,path=(.*){_QMP_END}", re.DOTALL)
+    found = (pattern.fullmatch(each) for each in arguments)
+    return [match.group(1).replace(",,", ",") for match in found if match]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from evertap.model.actions import Action, Announce, CreateMacvlan, Plug, Unplug
+from evertap.model.choice import Candidate
 from evertap.model.plan_tap import retire_tap, tear_down_tap
 from evertap.model.planning import View, bring_up, fits, macvlans, remove, tune
 from evertap.model.vmm import card_port, is_plugged, plugged
@@ -25,32 +26,41 @@ def connect_macvtap(view: View) -> Iterator[Action]:
     lower = goal.link.index if goal and goal.link else 0
     devices = macvlans(view)
     device = next((d for d in devices if goal and d.lower == lower and fits(d, goal, "macvtap")), None)
-    keep = device.index if device else 0
-    whole = bool(device) and is_plugged(nic.name, keep, vmm)
+    others = [other for other in devices if other is not device]
+    # The kernel allows one device of a MAC on an uplink; on another uplink the new one can be there first.
+    in_the_way = [other for other in others if other.lower == lower]
+    if goal and not device and not in_the_way:
+        yield from _make(view, goal)
+    whole = bool(device) and is_plugged(nic.name, device.index if device else 0, vmm)
     for index in sorted(plugged(nic.name, vmm)):
-        if index != keep or not whole:
+        if not (whole and device and index == device.index):
             yield Unplug(nic=nic.name, qmp=view.wanted.qmp, index=index)
-    yield from (remove(other, view.seen) for other in devices if other is not device)
-    if not goal or not goal.link:
-        return
-    uplink = goal.link.name
-    if device:
+    yield from (remove(other, view.seen) for other in in_the_way)
+    if goal and in_the_way:
+        yield from _make(view, goal)
+    if goal and device:
         yield from tune(view, device, goal)
-    else:
-        yield CreateMacvlan(
-            nic=nic.name,
-            lower=lower,
-            uplink=uplink,
-            mac=view.mac,
-            mode=goal.mode,
-            mtu=min(nic.mtu, goal.link.mtu),
-            kind="macvtap",
-            check=nic.spoof_check,
-        )
-    if not whole:
-        yield Plug(nic=nic.name, qmp=view.wanted.qmp, index=keep or None, uplink=uplink)
+    if goal and goal.link and not whole:
+        uplink = goal.link.name
+        yield Plug(nic=nic.name, qmp=view.wanted.qmp, index=device.index if device else None, uplink=uplink)
         if nic.announce:
             yield Announce(nic=nic.name, lower=lower, uplink=uplink, bridge=False, mac=view.mac)
+    yield from (remove(other, view.seen) for other in others if other not in in_the_way)
+
+
+def _make(view: View, goal: Candidate) -> Iterator[Action]:
+    nic, uplink = view.nic, goal.link
+    assert uplink is not None
+    yield CreateMacvlan(
+        nic=nic.name,
+        lower=uplink.index,
+        uplink=uplink.name,
+        mac=view.mac,
+        mode=goal.mode,
+        mtu=min(nic.mtu, uplink.mtu),
+        kind="macvtap",
+        check=nic.spoof_check,
+    )
 
 
 def unplug_all(view: View) -> Iterator[Action]:

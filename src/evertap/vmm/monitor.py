@@ -77,9 +77,9 @@ class Monitor:
         except FileNotFoundError:
             self._lost(ENDED if self._ended else "no QMP socket yet", gone=True)
         except NotADirectoryError as error:
-            self._lost(f"no QMP socket yet: {error.strerror}: {self._path}")
+            self._lost(f"no QMP socket yet: {error.strerror}: {self._path}", gone=True)
         except sockets.NoSocketError as error:
-            self._lost(str(error))
+            self._lost(str(error), gone=True)
         except ConnectionRefusedError:
             reason = ENDED if self._ended else f"nobody listens on {self._path}: its QEMU has ended"
             self._lost(reason, gone=True)
