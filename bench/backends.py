@@ -1,4 +1,4 @@
-"""Throughput of a real guest on each backend and its peers, in one run: python -m bench.backends [SECONDS]."""
+"""Throughput of a real guest on each backend and its peers, in one run: python -m bench.backends [SECONDS]"""
 
 from __future__ import annotations
 

@@ -108,6 +108,8 @@ def test_wait_prints_the_nic(evertap: Shell, service: FakeService) -> None:
             ["retarget", "web0", "--live", "name=eth1,mode=vepa", "bridge=br0"],
             ("retarget", "web0", ["name=eth1,mode=vepa", "bridge=br0"], True),
         ),
+        (["attach", "web0", "--qmp", "/vm/web0.qmp"], ("attach", "web0", "/vm/web0.qmp")),
+        (["detach", "web0"], ("detach", "web0")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -120,6 +122,18 @@ def test_changes_reach_the_daemon(
     names = call[1] if isinstance(call[1], list) else [call[1]]
     assert json.loads(out) == {"nics": names}
     assert evertap(*arguments)[0] == 0
+
+
+def test_attach_sends_the_whole_path_of_the_socket(evertap: Shell, service: FakeService) -> None:
+    code, out, _ = evertap("attach", "web0", "--qmp", "vm/web0.qmp")
+    path = f"{evertap.folder}/vm/web0.qmp"
+    assert (code, out) == (0, f"web0 is attached to the QEMU at {path}\n")
+    assert service.calls[0] == ("attach", "web0", path)
+
+
+def test_attach_to_a_libvirt_domain_is_refused_clearly(evertap: Shell) -> None:
+    message = "this version has no libvirt support: give the VM's --qmp SOCKET instead"
+    assert evertap("attach", "web0", "--domain", "web") == (1, "", f"evertap: {message}\n")
 
 
 def test_define_sends_files_by_their_names(evertap: Shell, service: FakeService, web0: Path) -> None:
@@ -139,6 +153,8 @@ ON_A_NIC = [
     ["connect", "web7"],
     ["disconnect", "web7"],
     ["retarget", "web7", "eth0"],
+    ["attach", "web7", "--qmp", "/vm/web7.qmp"],
+    ["detach", "web7"],
     ["args", "web7"],
     ["wait", "web7", "--for", "connected"],
     ["events", "--nic", "web7"],
@@ -195,7 +211,14 @@ def test_too_late_is_5(evertap: Shell, service: FakeService) -> None:
         ["connect"],
         ["connect", "web0", "web1"],
         ["retarget", "web0"],
+        ["attach"],
+        ["attach", "web0"],
+        ["attach", "web0", "--qmp", "a", "--domain", "b"],
+        ["detach"],
         ["args"],
+        ["run"],
+        ["run", "--nic", "web0"],
+        ["run", "--nothing"],
         ["wait", "web0"],
         ["wait", "web0", "--for", "happy"],
         ["wait", "web0", "--for", "connected", "--timeout", "-1"],
@@ -307,7 +330,7 @@ def test_version_and_help(evertap: Shell) -> None:
     code, out, _ = evertap("--help")
     assert code == 0
     verbs = ["define", "undefine", "list", "show", "uplinks", "connect", "disconnect", "retarget", "args"]
-    for verb in [*verbs, "daemon", "plan", "wait", "events"]:
+    for verb in [*verbs, "attach", "detach", "run", "daemon", "plan", "wait", "events"]:
         assert f"\n  {verb} " in out
         code, page, _ = evertap(verb, "--help")
         assert code == 0

@@ -285,16 +285,16 @@ def test_what_somebody_does_to_its_devices_is_mended(lab: Lab, trial: Trial, gue
         assert_mended(lab, trial, damage)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: a tap that is down is not seen as in need of repair")
 def test_a_tap_that_somebody_sets_down_is_set_up_again(lab: Lab, trial: Trial, guest: BuiltinGuest) -> None:
     lab.uplink("eth0")
     assert_mended(lab, trial, "link set web0 down")
 
 
-STALE = "defect: macvlans of a former tap keep the program that leads to it and its map"
+def test_a_tap_that_somebody_renames_gets_its_name_back(lab: Lab, trial: Trial, guest: BuiltinGuest) -> None:
+    lab.uplink("eth0")
+    assert_mended(lab, trial, "link set web0 name foo0")
 
 
-@pytest.mark.xfail(strict=True, reason=STALE)
 def test_a_tap_that_somebody_deletes_is_made_anew(lab: Lab, trial: Trial) -> None:
     lab.uplink("eth0")
     trial.define("web0", definition("eth0"))
@@ -307,7 +307,6 @@ def test_a_tap_that_somebody_deletes_is_made_anew(lab: Lab, trial: Trial) -> Non
         pinger.wait_reply(3)
 
 
-@pytest.mark.xfail(strict=True, reason=STALE)
 @pytest.mark.parametrize("change", ["queues = 2", 'owner = "nobody"'])
 def test_a_change_that_takes_a_new_tap_leaves_the_nic_connected(lab: Lab, trial: Trial, change: str) -> None:
     lab.uplink("eth0")
@@ -338,7 +337,6 @@ def test_a_tap_that_somebody_takes_out_of_its_bridge_returns_to_it(
 # What others do to uplinks
 
 
-@pytest.mark.xfail(strict=True, reason="defect: a macvlan's last event marks the departed uplink as served")
 def test_an_uplink_that_moves_to_another_namespace_is_lost_until_it_is_back(
     lab: Lab, trial: Trial, guest: BuiltinGuest
 ) -> None:
@@ -392,9 +390,6 @@ def test_an_uplink_that_appears_down_is_brought_up_once_and_then_is_the_administ
     trial.wait("web0", "connected")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: only a macvlan on an uplink tells the next daemon that it was served"
-)
 @pytest.mark.parametrize("uplinks", [["br0"], ["eth0", "eth1"]])
 def test_an_uplink_that_the_administrator_took_down_stays_down_although_no_device_of_ours_is_on_it(
     lab: Lab, trial: Trial, uplinks: list[str]

@@ -136,7 +136,8 @@ def test_a_planned_retarget_loses_none_of_300_pings_on_the_way_to_a_bridge_and_b
     scene.lab.uplink("spare0")
     scene.lab.uplink("eth9")
     scene.lab.bridge("br0", "eth9")
-    for uplink, name in (("spare0", "spare0"), ("bridge=br0", "br0"), (f"mac={CARD}", "eth0"), ("br0", "br0")):
+    ways = {"spare0": "spare0", "bridge=br0": "br0", f"mac={CARD}": "eth0", "br0": "br0"}
+    for uplink, name in ways.items():
         since = time.monotonic()
         time.sleep(0.5)
         scene.trial.run("retarget", "web0", uplink)

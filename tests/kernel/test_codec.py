@@ -193,6 +193,7 @@ def oracle(data: bytes) -> LinkEvent | None:
         mode=mode or "",
         parent_dev=get("IFLA_PARENT_DEV_NAME") or "",
         parent_bus=get("IFLA_PARENT_DEV_BUS_NAME") or "",
+        ups=get("IFLA_CARRIER_UP_COUNT") or 0,
         alias=get("IFLA_IFALIAS") or "",
         altnames=tuple(names.get_attrs("IFLA_ALT_IFNAME")) if names else (),
     )

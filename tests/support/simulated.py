@@ -170,6 +170,8 @@ class SimulatedKernel:
                 self.remove(nic)
             case act.SetMtu(index=index, mtu=mtu):
                 self._put(msgspec.structs.replace(self.links[index], mtu=mtu))
+            case act.RenameTap(index=index, nic=nic):
+                self._put(msgspec.structs.replace(self.links[index], name=nic))
             case act.SetMac(index=index, mac=mac):
                 self._put(msgspec.structs.replace(self.links[index], mac=mac))
             case act.SetMulticast(index=index, all=everything):

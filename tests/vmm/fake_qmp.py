@@ -226,15 +226,14 @@ class FakeQmp:
         return "".join(f"{line}\r\n" for line in lines)
 
 
+_EVENT = {"event": "NIC_RX_FILTER_CHANGED", "data": {"name": "evertap-web0", "path": "/x"}, "timestamp": {}}
+_FLOOD = (json.dumps(_EVENT).encode() + b"\r\n") * 100_000
+
+
 def flood(peer: Peer) -> None:
     """100,000 events."""
-    event = {
-        "event": "NIC_RX_FILTER_CHANGED",
-        "data": {"name": "evertap-web0", "path": "/x"},
-        "timestamp": {},
-    }
     with suppress(OSError):
-        peer.send_raw((json.dumps(event).encode() + b"\r\n") * 100_000)
+        peer.send_raw(_FLOOD)
 
 
 def _main(good: str, bad: str) -> None:

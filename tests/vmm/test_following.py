@@ -1,9 +1,12 @@
 """Sockets that come, go, are replaced, or are none: always followed by events."""
 
 import asyncio
+import errno
 import os
 import socket
 from pathlib import Path
+
+import pytest
 
 from evertap.vmm.limits import Limits
 from tests.vmm.fake_qmp import FakeQmp
@@ -194,6 +197,24 @@ def test_following_costs_no_descriptors(tmp_path: Path) -> None:
 
     follow(body, Limits(calm=0))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_without_inotify_it_is_tried_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("evertap.vmm.sockets.Inotify", refuse)
+
+    async def body(following: Following) -> None:
+        path = str(tmp_path / "vm.qmp")
+        following.vmms.follow({path})
+        await following.not_running(
+            path, "no QMP socket yet; cannot watch for sockets: Too many open files. Raise"
+        )
+        with FakeQmp(path):
+            await following.running(path)
+
+    follow(body, QUICK)
 
 
 def test_an_idle_socket_file_causes_no_work(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A real QEMU, without a guest's help: its processors stand still (-S), so it is there within 0.2 s."""
 
 import asyncio
-import errno
 import os
 import signal
 import statistics
@@ -18,7 +17,7 @@ from evertap.lab.netns import Namespace
 from evertap.lab.wires import Lab
 from evertap.model.arguments import qemu_arguments, qmp_arguments
 from evertap.model.errors import ActionError
-from evertap.model.vmm import card_port, host_netdev, qemu_id, sink_port, uplink_netdev, uplink_port
+from evertap.model.vmm import RxFilter, card_port, host_netdev, qemu_id, sink_port, uplink_netdev, uplink_port
 from evertap.vmm.limits import Limits
 from tests.support.nics import nic
 from tests.vmm.following import Following, follow, until
@@ -152,7 +151,7 @@ def test_attach_needs_a_free_root_port_on_q35(lab: Lab, tmp_path: Path) -> None:
             await following.vmms.attach(path, nic("web0", backend="macvtap"), [])
             print(f"\nattach: {(time.perf_counter() - begun) * 1000:.1f} ms")
             assert following.vmm(path).parts == {qemu_id("web0"), *HUB}
-            words = r"Bus 'pcie.0' does not support hotplugging.* no PCI Express port .*free.*-device pcie-root-port"
+            words = r"Bus 'pcie.0' does not support hotplugging.* free.*-device pcie-root-port"
             with pytest.raises(ActionError, match=words):
                 await following.vmms.attach(path, nic("web1", backend="macvtap"), [])
             assert following.vmm(path).parts == {qemu_id("web0"), *HUB}
@@ -160,7 +159,7 @@ def test_attach_needs_a_free_root_port_on_q35(lab: Lab, tmp_path: Path) -> None:
                 await following.vmms.attach(path, nic("web0", backend="macvtap"), [])
             # Nobody answers here: the guest does not run.
             for _ in range(2):
-                with pytest.raises(ActionError, match="the guest has not let go of it within 0.3 s"):
+                with pytest.raises(ActionError, match="the guest has not let go of it"):
                     await following.vmms.detach(path, nic("web0"))
             assert following.vmm(path).parts == {qemu_id("web0"), *HUB}
 
@@ -219,12 +218,9 @@ def test_attach_on_a_tap_with_two_queues(lab: Lab, tmp_path: Path) -> None:
             for tap in taps:
                 os.close(tap)
             # They are QEMU's now.
-            with lab.host.enter(), pytest.raises(OSError) as caught:
-                for _ in range(300):
-                    taps.append(tun.open_tap("web0", queues=2))
-            assert caught.value.errno in (errno.E2BIG, errno.EBUSY)
-        for tap in taps[2:]:
-            os.close(tap)
+            assert lab.host.ip("tuntap", "list").startswith("web0: tap")
+            with lab.host.enter():
+                os.close(tun.open_tap("web0", queues=2))
 
     follow(body)
 
@@ -242,7 +238,7 @@ def test_link_and_announcements(namespace: Namespace, tmp_path: Path) -> None:
             with pytest.raises(ActionError, match="set_link evertap-web1: Device 'evertap-web1' not found"):
                 await following.vmms.set_link(path, "web1", False)
             await until(lambda: len(following.filters) == 1)
-            assert following.filters[0][2].mac == "52:54:00:00:00:01" or following.filters[0][2].mac
+            assert following.filters[0][1:] == ("evertap-web0", RxFilter(nic("web0").mac, all_multicast=True))
 
     follow(body)
 

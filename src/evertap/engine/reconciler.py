@@ -19,6 +19,7 @@ from evertap.model.interest import Interest
 from evertap.model.nic import Nic
 from evertap.model.observed import Change, Observed
 from evertap.model.plan import Plan, State, plan
+from evertap.model.table import STACKED_ON_UPLINK
 from evertap.model.vmm import RxFilter, Vmm, has_device, qemu_id
 
 _log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Reconciler:
         links = self._kernel.read_links()
         changes = self.seen.fold_all(links, now)
         for link in links:
-            if link.owner and link.name == link.owner and link.owner not in self.seen.taps:
+            if link.owner and link.kind not in STACKED_ON_UPLINK and link.owner not in self.seen.taps:
                 splicing = self._kernel.read_splicing(link)
                 if splicing is not None:
                     self.seen.taps[link.owner] = splicing
@@ -334,7 +335,7 @@ class Reconciler:
                 if done.error:
                     raise done.error
                 self._read()
-                if done.splicing and self.seen.links.named(action.nic):
+                if done.splicing and self.seen.links.named(action.nic):  # else it is gone again
                     self.seen.taps[action.nic] = done.splicing
 
     def _repeat_announcement(self, record: Record, action: Announce) -> None:

@@ -202,6 +202,7 @@ _LINK: Final[_Table] = {
     "af_spec": Attribute(26, _write_nest, None),
     "ext_mask": Attribute(29, _u32[0], None),
     "lower_netns": Attribute(37, *_i32),
+    "ups": Attribute(47, None, _u32[1]),
     "altnames": Attribute(52, None, _read_altnames),
     "altname": Attribute(53, None, None),
     "perm_mac": Attribute(54, None, _read_mac),

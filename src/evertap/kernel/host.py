@@ -30,6 +30,7 @@ from evertap.model.actions import (
     LeaveBridge,
     RemoveMacvlan,
     RemoveTap,
+    RenameTap,
     SetMac,
     SetMtu,
     SetMulticast,
@@ -45,7 +46,16 @@ _FIRST_INDEX: Final = 1 << 20
 _LAST_INDEX: Final = 1 << 30
 _CONF: Final = Path("/proc/sys/net")
 _IPV6_MIN_MTU: Final = 1280
-_BY_NETLINK: Final = (CreateMacvlan, SetMtu, SetMac, SetMulticast, BringUp, JoinBridge, LeaveBridge)
+_BY_NETLINK: Final = (
+    CreateMacvlan,
+    RenameTap,
+    SetMtu,
+    SetMac,
+    SetMulticast,
+    BringUp,
+    JoinBridge,
+    LeaveBridge,
+)
 _REMEDIES: Final = {
     errno.EPERM: "evertap needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN: run it as root",
     errno.EADDRINUSE: "another device on the uplink has the NIC's MAC",
@@ -267,6 +277,8 @@ class Host:
                 ]
             case SetMtu(index=index, mtu=mtu):
                 return [codec.set_link(index, mtu=mtu)]
+            case RenameTap(index=index, nic=nic):
+                return [codec.set_link(index, name=nic)]
             case SetMac(index=index, mac=mac):
                 return [codec.set_link(index, mac=mac)]
             case SetMulticast(index=index):

@@ -33,6 +33,16 @@ class RemoveTap(Action, frozen=True):
         return f"remove tap {self.nic}"
 
 
+class RenameTap(Action, frozen=True):
+    """Give the NIC's tap its name back."""
+
+    index: int
+    found: str
+
+    def __str__(self) -> str:
+        return f"rename {self.found} to {self.nic} again"
+
+
 class SetMtu(Action, frozen=True):
     """Set the MTU (bytes) of one of the NIC's devices."""
 

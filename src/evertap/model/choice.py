@@ -11,6 +11,7 @@ import msgspec
 from evertap.model.links import ARPHRD_ETHER, Link
 from evertap.model.nic import GLOB, Mode, Nic, UplinkSpec
 from evertap.model.observed import PASS, Observed, is_good
+from evertap.model.table import STACKED_ON_UPLINK
 from evertap.model.vmm import Vmm, is_plugged
 
 _STACKED = {"bridge", "vlan", "bond", "team", "macvlan", "macvtap", "ipvlan", "macsec", "vxlan"}
@@ -145,8 +146,7 @@ def current(wanted: Wanted, seen: Observed) -> int:
     if splicing is None or not splicing.target:
         return 0
     if splicing.target == PASS:
-        tap = seen.links.named(name)
-        return tap.master if tap else 0
+        return next((link.master for link in seen.links.owned(name) if link.kind not in STACKED_ON_UPLINK), 0)
     macvlan = seen.links.get(splicing.target)
     return macvlan.lower if macvlan and macvlan.owner == name else 0
 

@@ -37,6 +37,7 @@ class Link(msgspec.Struct, frozen=True, gc=False):
     mode: str = ""  # of a macvlan or macvtap: bridge, vepa, private, passthru, source
     parent_dev: str = ""  # name of the device it belongs to: 0000:3b:00.0
     parent_bus: str = ""  # and its bus: pci, usb, virtio
+    ups: int = 0  # how often its carrier came up (IFLA_CARRIER_UP_COUNT)
     alias: str = ""
     altnames: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -75,15 +75,19 @@ class Observed:
         if old == event:
             return None
         if event.owner:
-            if event.kind in STACKED_ON_UPLINK:
+            # Of an uplink that has gone to another namespace, the macvlan may still tell.
+            if event.kind in STACKED_ON_UPLINK and self.links.get(event.lower) and event.lower_netns is None:
                 self.served.add(event.lower)
         else:
             self._follow(event, now)
         return Change(old, event)
 
-    def fold_all(self, links: Iterable[Link], now: float) -> list[Change]:
+    def fold_all(self, links: Sequence[Link], now: float) -> list[Change]:
         """Take in a whole reading: as if an event had come for every difference to what was known."""
         events: list[LinkEvent] = list(links)
+        if len(self.links) == 0 and any(link.owner for link in links):
+            # A daemon was here before: what is down now and has been up was taken down since, or before.
+            self.served |= {link.index for link in links if link.ups}
         present = {event.index for event in events}
         missing: list[LinkEvent] = [Gone(link.index) for link in self.links if link.index not in present]
         changes = (self.fold(event, now) for event in missing + events)
@@ -98,7 +102,7 @@ class Observed:
             self._failed(link.name, now)
 
     def _forget(self, link: Link, now: float) -> None:
-        if link.owner and self.taps and link.name == link.owner:
+        if link.owner and link.kind not in STACKED_ON_UPLINK:
             self.taps.pop(link.owner, None)
         self.served.discard(link.index)
         self.multicast.pop(link.index, None)

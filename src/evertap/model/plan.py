@@ -11,7 +11,8 @@ from evertap.model.links import Link
 from evertap.model.observed import Observed
 from evertap.model.plan_macvtap import connect_macvtap, obstacle, unplug_all
 from evertap.model.plan_tap import connect_tap, renew_tap, retire_tap, tear_down_tap
-from evertap.model.planning import View
+from evertap.model.planning import View, remove
+from evertap.model.table import STACKED_ON_UPLINK
 from evertap.model.vmm import has_device
 
 State = Literal["connected", "waiting", "disconnected", "failed"]
@@ -39,7 +40,10 @@ def plan(wanted: Wanted, seen: Observed, now: float) -> Plan:
         )
         return Plan("failed", None, reason, [], [])
     found = candidates(nic, seen, now)
-    view = View(wanted, seen, found, None, None, named, seen.taps.get(nic.name) if named else None)
+    owned = seen.links.owned(nic.name)
+    tap = next((link for link in owned if link.kind not in STACKED_ON_UPLINK), None)
+    devices = [link for link in owned if link.kind in STACKED_ON_UPLINK]
+    view = View(wanted, seen, found, None, None, tap, seen.taps.get(nic.name) if tap else None, devices)
     if wanted.removed:
         reason = "the definition was removed; the tap stays until its VM has gone"
         actions = [*unplug_all(view), *tear_down_tap(view), *retire_tap(view)]
@@ -53,7 +57,10 @@ def _plan_tap(view: View, now: float) -> Plan:
     wanted, nic = view.wanted, view.nic
     actions = list(renew_tap(nic, view.tap, view.splicing))
     if any(isinstance(action, CreateTap) for action in actions):
-        view = view._replace(tap=None, splicing=None)
+        # Old macvlans have the program that leads to the old tap. They go first: no moment may leave a new
+        # tap beside them.
+        actions = [*(remove(device, view.seen) for device in view.devices), *actions]
+        view = view._replace(tap=None, splicing=None, devices=[])
     if wanted.disconnected:
         return Plan("disconnected", None, _by_admin(nic.name), view.found, [*actions, *tear_down_tap(view)])
     view, again_at = _with_goal(view, now)

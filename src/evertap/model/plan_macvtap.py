@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from evertap.model.actions import Action, Announce, CreateMacvlan, Plug, Unplug
 from evertap.model.choice import Candidate
 from evertap.model.plan_tap import retire_tap, tear_down_tap
-from evertap.model.planning import View, bring_up, fits, macvlans, remove, tune
+from evertap.model.planning import View, bring_up, fits, remove, tune
 from evertap.model.vmm import card_port, is_plugged, plugged
 
 
@@ -20,11 +20,11 @@ def connect_macvtap(view: View) -> Iterator[Action]:
         return
     yield from bring_up(view)
     if vmm.gone:
-        yield from (remove(device, view.seen) for device in macvlans(view))
+        yield from (remove(device, view.seen) for device in view.devices)
     if not vmm.running or obstacle(view):
         return
     lower = goal.link.index if goal and goal.link else 0
-    devices = macvlans(view)
+    devices = view.devices
     device = next((d for d in devices if goal and d.lower == lower and fits(d, goal, "macvtap")), None)
     others = [other for other in devices if other is not device]
     # The kernel allows one device of a MAC on an uplink; on another uplink the new one can be there first.

@@ -1,4 +1,4 @@
-"""The plan of a NIC with backend tap: tap, macvlans, and the map entry that splices them."""
+"""The plan of a NIC with backend tap: tap, and the map entry that splices them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from evertap.model.actions import (
     Action,
     Announce,
+    BringUp,
     CreateMacvlan,
     CreateTap,
     JoinBridge,
     LeaveBridge,
     RemoveTap,
+    RenameTap,
     SetMtu,
     Splice,
 )
@@ -19,7 +21,7 @@ from evertap.model.choice import Candidate
 from evertap.model.links import MARK, Link
 from evertap.model.nic import Nic
 from evertap.model.observed import PASS, Splicing
-from evertap.model.planning import View, bring_up, fits, macvlans, remove, tune
+from evertap.model.planning import View, bring_up, fits, remove, tune
 
 
 def renew_tap(nic: Nic, tap: Link | None, splicing: Splicing | None) -> Iterator[Action]:
@@ -29,15 +31,20 @@ def renew_tap(nic: Nic, tap: Link | None, splicing: Splicing | None) -> Iterator
         yield CreateTap(nic=nic.name, definition=nic)
     elif tap is None or splicing is None:
         yield CreateTap(nic=nic.name, definition=nic)
-    elif tap.mtu != nic.mtu:
-        yield SetMtu(nic=nic.name, index=tap.index, device=tap.name, mtu=nic.mtu)
+    else:
+        if tap.name != nic.name:
+            yield RenameTap(nic=nic.name, index=tap.index, found=tap.name)
+        if not tap.up:
+            yield BringUp(nic=nic.name, index=tap.index, uplink=tap.name)
+        if tap.mtu != nic.mtu:
+            yield SetMtu(nic=nic.name, index=tap.index, device=tap.name, mtu=nic.mtu)
 
 
 def connect_tap(view: View) -> Iterator[Action]:
     """Have a macvlan where one is needed, and point the NIC at the goal."""
     nic, seen = view.nic, view.seen
     yield from bring_up(view)
-    have = {link.lower: link for link in macvlans(view)}
+    have = {link.lower: link for link in view.devices}
     keep = {c.link.index: c for c in view.found if c.link and _keeps_macvlan(view, c, c.link.index in have)}
     ready: dict[int, int] = {}
     for lower, candidate in keep.items():
@@ -93,7 +100,7 @@ def tear_down_tap(view: View) -> Iterator[Action]:
     if view.splicing and view.splicing.target:
         mac, check = view.splicing.mac, view.splicing.check
         yield Splice(nic=view.nic.name, lower=0, uplink="", target=0, mac=mac, check=check)
-    for macvlan in macvlans(view):
+    for macvlan in view.devices:
         yield remove(macvlan, view.seen)
     if view.tap and view.tap.master:
         yield LeaveBridge(nic=view.nic.name)

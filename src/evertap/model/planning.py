@@ -10,7 +10,6 @@ from evertap.model.choice import Candidate, Wanted
 from evertap.model.links import IFF_ALLMULTI, Link
 from evertap.model.nic import Nic
 from evertap.model.observed import Observed, Splicing
-from evertap.model.table import STACKED_ON_UPLINK
 from evertap.model.vmm import Vmm
 
 
@@ -24,6 +23,7 @@ class View(NamedTuple):
     goal: Candidate | None  # the one to point at: the chosen one, or the present one if it may recover
     tap: Link | None
     splicing: Splicing | None
+    devices: list[Link]  # the NIC's devices on uplinks, of whichever backend
 
     @property
     def nic(self) -> Nic:
@@ -41,11 +41,6 @@ class View(NamedTuple):
         rx = self.seen.rx_filters.get(self.nic.name)
         free = self.nic.multicast == "guest" and not self.nic.spoof_check
         return rx.mac if rx and free else self.nic.mac
-
-
-def macvlans(view: View) -> list[Link]:
-    """The NIC's devices on uplinks, of whichever backend."""
-    return [link for link in view.seen.links.owned(view.nic.name) if link.kind in STACKED_ON_UPLINK]
 
 
 def bring_up(view: View) -> Iterator[Action]:

@@ -116,7 +116,9 @@ async def _add_device(session: Session, device: str, properties: dict[str, Any])
         said = error.said
     for port in reading.free_ports(await session.execute("query-pci")):
         try:
-            await session.execute("device_add", {**arguments, "bus": port})
+            # The only slot that guests look at behind such a port. QEMU 7.2 would use others; and a port that
+            # the guest's firmware has not seen yet appears free.
+            await session.execute("device_add", {**arguments, "bus": port, "addr": "0"})
             return
         except RefusedError as error:
             if not _OTHER_BUS.search(error.said):

@@ -80,6 +80,7 @@ class Connection:
         self._limits = limits
         self._lock = asyncio.Lock()
         self._reason = ""
+        self._over = asyncio.Event()  # `ended` knows why
 
     @property
     def usable(self) -> bool:
@@ -97,7 +98,7 @@ class Connection:
         step = _step(command, arguments)
         async with self._lock:  # QEMU gives a descriptor to whichever getfd comes next
             if not self.usable:
-                raise LostError(f"{step}: {self._reason or ENDED}")
+                raise LostError(f"{step}: {await self._why()}")
             try:
                 async with asyncio.timeout(self._limits.answer):
                     if descriptor is not None:
@@ -110,12 +111,12 @@ class Connection:
                 self.close(f"QEMU does not answer within {self._limits.answer:g} s ({command})")
                 raise LostError(f"{step}: {self._reason}") from None
             except Exception as error:
-                # Above all ExecInterruptedError: the connection ended; why is known in `ended`.
+                # Above all ExecInterruptedError: the connection ended.
                 if self.usable:
                     words = error.strerror if isinstance(error, OSError) else str(error)
                     self.close(f"{step}: {clean(words or type(error).__name__)}")
                     raise LostError(self._reason) from None
-                raise LostError(f"{step}: {self._reason or ENDED}") from None
+                raise LostError(f"{step}: {await self._why()}") from None
             except asyncio.CancelledError:
                 self.close("the connection was closed")  # the descriptor may be there without its command
                 raise
@@ -132,7 +133,14 @@ class Connection:
         cause = await _disconnect(self._client)
         self._sock.close()
         self._reason = self._reason or _explain(cause)
+        self._over.set()
         return self._reason
+
+    async def _why(self) -> str:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.answer):
+                await self._over.wait()
+        return self._reason or ENDED
 
 
 class Opening:

@@ -49,18 +49,21 @@ class Session:
         with suppress(RefusedError):
             self._commands = reading.commands(await connection.execute("query-commands"))
         await self._read_parts()
-        self._refiltered |= self.devices
-        self._news.set()
 
     def hear(self, event: str, data: Mapping[str, Any]) -> None:
         """Take note of an event."""
         name = data.get("device") if event.startswith("DEVICE_") else data.get("name")
-        if not isinstance(name, str) or not (name in self.devices or name in self._departures):
+        if not isinstance(name, str):
             return
-        if event == "NIC_RX_FILTER_CHANGED":
-            self._refiltered.add(name)
+        if event == "NIC_RX_FILTER_CHANGED" and name.startswith("evertap-"):
+            if name in self.devices:
+                self._refiltered.add(name)
+            else:
+                self._outdated = True  # somebody else has attached it
             self._news.set()
-        elif event == "DEVICE_DELETED":
+        if not (name in self.devices or name in self._departures):
+            return
+        if event == "DEVICE_DELETED":
             self._outdated = True
             self._news.set()
             self._depart(name, "")
@@ -93,6 +96,9 @@ class Session:
         found = reading.parts(answer)
         if found is None:
             raise ActionError(f"info network: cannot be understood: {clean(repr(answer)[:400])}")
+        if fresh := found.devices - self.devices:
+            self._refiltered |= fresh
+            self._news.set()
         self.devices, self.netdevs = set(found.devices), set(found.netdevs)
 
     async def _read_filter(self, device: str) -> None:

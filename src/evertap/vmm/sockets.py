@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -136,12 +137,18 @@ class Sockets:
         """Watch each path's folder, or the deepest folder on the way to it that exists."""
         self.trouble = ""
         targets: dict[int, dict[str, set[Path]]] = {}
+        folders: dict[Path, Watch] = {}
         for path in self._bells:
+            if path.parent in folders:  # most sockets have their folder in common
+                targets[folders[path.parent].wd].setdefault(path.name, set()).add(path)
+                continue
             try:
                 watch, name = _watch(inotify, path)
             except OSError as error:
                 self._complain(error)
                 continue
+            if name == path.name:
+                folders[path.parent] = watch
             targets.setdefault(watch.wd, {}).setdefault(name, set()).add(path)
         for watch in inotify.watches:
             if watch.wd not in targets:
@@ -150,10 +157,9 @@ class Sockets:
         self._targets = targets
 
     def _complain(self, error: OSError) -> None:
-        self.trouble = (
-            f"cannot watch for sockets: {error.strerror}. Raise fs.inotify.max_user_watches and "
-            "fs.inotify.max_user_instances by sysctl"
-        )
+        self.trouble = f"cannot watch for sockets: {error.strerror}"
+        if error.errno in (errno.EMFILE, errno.ENOSPC):
+            self.trouble += ". Raise fs.inotify.max_user_watches and fs.inotify.max_user_instances by sysctl"
         _log.error("%s", self.trouble)
 
 
