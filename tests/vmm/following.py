@@ -21,6 +21,9 @@ class Following:
         self.known: dict[str, Vmm] = {}
         self.history: list[tuple[str, Vmm]] = []
         self.filters: list[tuple[str, str, RxFilter]] = []
+        self.listen()
+
+    def listen(self) -> None:
         self.vmms.changed = self._changed
         self.vmms.filtered = lambda path, device, found: self.filters.append((path, device, found))
 

@@ -8,6 +8,7 @@ import pytest
 
 from evertap.model.errors import ActionError
 from evertap.model.vmm import card_port, hub_id, qemu_id, sink_port, uplink_netdev, uplink_port
+from evertap.vmm.qmp import QemuMonitors
 from tests.support.nics import nic
 from tests.vmm.fake_qmp import FakeQmp, Peer, QemuError, Received
 from tests.vmm.following import QUICK, Following, follow, until
@@ -127,6 +128,24 @@ def test_attach_with_several_queues(tmp_path: Path) -> None:
             assert following.vmm(fake.path).parts == {"evertap-web0", "evertap-web0-host"}
             with pytest.raises(ActionError, match="has a device of that id already"):
                 await following.vmms.attach(fake.path, web0, [])
+
+    follow(body)
+
+
+def test_attach_with_vhost_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evertap.vmm.card.VHOST_NET", "/dev/null")
+
+    async def body(following: Following) -> None:
+        following.vmms = QemuMonitors(vhost=True)
+        following.listen()
+        with FakeQmp(tmp_path / "vm.qmp") as fake, (tmp_path / "file").open("w") as file:
+            following.vmms.follow({fake.path})
+            await following.running(fake.path)
+            await following.vmms.attach(fake.path, nic("web0", queues=2), [file.fileno(), file.fileno()])
+            netdev = fake.netdevs["evertap-web0-host"]
+            assert (netdev["vhost"], netdev["vhostforce"]) == (True, True)
+            assert netdev["vhostfds"] == "evertap-web0-vhost0:evertap-web0-vhost1"
+            assert fake.files["evertap-web0-vhost1"] == os.stat("/dev/null").st_ino  # noqa: PTH116
 
     follow(body)
 

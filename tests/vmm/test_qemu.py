@@ -225,6 +225,30 @@ def test_attach_on_a_tap_with_two_queues(lab: Lab, tmp_path: Path) -> None:
     follow(body)
 
 
+def test_a_vhost_net_that_does_not_work_is_done_without(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU would abort if it were asked for vhost=on alone."""
+    path = str(tmp_path / "vm.qmp")
+    monkeypatch.setattr("evertap.vmm.card.VHOST_NET", "/dev/null")
+
+    async def body(following: Following) -> None:
+        following.vmms._vhost = True
+        following.vmms.follow({path})
+        with lab.host.enter():
+            tap = tun.create_tap("web0")
+        with qemu(lab.host, Path(path), ROOT_PORT) as process:
+            await following.running(path)
+            before = qemus_descriptors(process)
+            await following.vmms.attach(path, nic("web0"), [tap])
+            assert following.vmm(path).parts == {qemu_id("web0"), host_netdev("web0")}
+            assert process.poll() is None
+            assert qemus_descriptors(process) == before + 1
+        os.close(tap)
+
+    follow(body)
+
+
 def test_link_and_announcements(namespace: Namespace, tmp_path: Path) -> None:
     path = str(tmp_path / "vm.qmp")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from evertap.model.errors import ActionError
@@ -13,6 +15,8 @@ from evertap.model.vmm import card_port, host_netdev, hub_id, qemu_id, sink_port
 from evertap.vmm import reading
 from evertap.vmm.connection import RefusedError
 from evertap.vmm.session import Session
+
+VHOST_NET = "/dev/vhost-net"
 
 # Times of QEMU's own announcements after a migration, in ms (qapi/migration.json, announce-*).
 _ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
@@ -84,14 +88,45 @@ async def _ask_to_leave(session: Session, device: str, left: asyncio.Future[str]
 
 
 async def _add_tap(session: Session, nic: Nic, descriptors: Sequence[int], vhost: bool) -> str:
+    """The netdev on the tap; with vhost-net if that can be had."""
+    netdev = host_netdev(nic.name)
+    prefix = qemu_id(nic.name)
+    if vhost:
+        with _open_vhost(len(descriptors)) as helpers:
+            if helpers:
+                with suppress(RefusedError):
+                    arguments = await _pass(session, f"{prefix}-fd", descriptors, "fd")
+                    arguments |= await _pass(session, f"{prefix}-vhost", helpers, "vhostfd")
+                    # Without vhostforce QEMU 7.2 aborts (an assertion in net/net.c) if it cannot use vhost-net.
+                    await session.add_netdev(netdev, type="tap", vhost=True, vhostforce=True, **arguments)
+                    return netdev
+    # Anew, since a netdev_add that fails closes what it was given.
+    arguments = await _pass(session, f"{prefix}-fd", descriptors, "fd")
+    await session.add_netdev(netdev, type="tap", vhost=False, **arguments)
+    return netdev
+
+
+async def _pass(session: Session, prefix: str, descriptors: Sequence[int], key: str) -> dict[str, str]:
+    """Pass descriptors; gives netdev_add's argument that names them."""
     names = [
-        await session.pass_descriptor(f"{qemu_id(nic.name)}-fd{queue}", descriptor)
+        await session.pass_descriptor(f"{prefix}{queue}", descriptor)
         for queue, descriptor in enumerate(descriptors)
     ]
-    netdev = host_netdev(nic.name)
-    key = "fds" if len(names) > 1 else "fd"
-    await session.add_netdev(netdev, type="tap", vhost=vhost, **{key: ":".join(names)})
-    return netdev
+    return {key if len(names) == 1 else f"{key}s": ":".join(names)}
+
+
+@contextmanager
+def _open_vhost(count: int) -> Iterator[list[int]]:
+    """vhost-net for each queue, opened by us, since QEMU may not be allowed to; none if it is not there."""
+    descriptors: list[int] = []
+    try:
+        with suppress(OSError):
+            for _ in range(count):
+                descriptors.append(os.open(VHOST_NET, os.O_RDWR | os.O_CLOEXEC))  # noqa: PERF401
+        yield descriptors if len(descriptors) == count else []
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def _properties(nic: Nic, netdev: str, multiqueue: bool) -> dict[str, Any]:
