@@ -12,7 +12,8 @@ from evertap.engine.journal import Journal
 from evertap.engine.reconciler import Reconciler
 from evertap.model.actions import CreateMacvlan, Splice
 from evertap.model.choice import Wanted
-from evertap.model.links import IFF_LOWER_UP, IFF_UP
+from evertap.model.errors import EvertapError
+from evertap.model.links import IFF_LOWER_UP, IFF_UP, Link
 from tests.support.nics import nic
 from tests.support.simulated import FakeVmms, SimulatedKernel
 
@@ -252,5 +253,26 @@ def test_a_follower_that_does_not_read_is_cut_off_and_the_loop_goes_on() -> None
         with pytest.raises(Exception, match="faster than they were read"):
             async for _ in following:
                 pass
+
+    on_bench(body)
+
+
+def test_a_reading_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciling, "_REREAD", 0.02)
+
+    async def body(bench: Bench) -> None:
+        bench.loop.want(Wanted(nic()))
+        await bench.rest()
+        good = bench.host.read_links
+
+        def interrupted() -> list[Link]:
+            bench.host.read_links = good  # type: ignore[method-assign]
+            raise EvertapError("interrupted 10 times")
+
+        bench.host.read_links = interrupted  # type: ignore[method-assign]
+        bench.host.lose = True
+        bench.host.add("eth0")
+        await bench.rest(0.1)
+        assert bench.state() == ("connected", "eth0")
 
     on_bench(body)

@@ -19,6 +19,7 @@ class Following:
     def __init__(self, limits: Limits | None = None) -> None:
         self.vmms = QemuMonitors(limits)
         self.known: dict[str, Vmm] = {}
+        self.repeated: list[tuple[str, Vmm]] = []
         self.history: list[tuple[str, Vmm]] = []
         self.filters: list[tuple[str, str, RxFilter]] = []
         self.listen()
@@ -28,7 +29,8 @@ class Following:
         self.vmms.filtered = lambda path, device, found: self.filters.append((path, device, found))
 
     def _changed(self, path: str, vmm: Vmm) -> None:
-        assert self.known.get(path) != vmm, "nothing has changed"
+        if self.known.get(path) == vmm:
+            self.repeated.append((path, vmm))
         self.known[path] = vmm
         self.history.append((path, vmm))
 
@@ -69,6 +71,7 @@ def follow(
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left
         assert not failures
+        assert not following.repeated, "was told again although nothing had changed"
         return result
 
     return asyncio.run(main(), debug=debug)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from evertap.model.actions import Action, Announce
+from evertap.model.domain import Domain
 from evertap.model.errors import ActionError, DefinitionError
 from evertap.model.links import Link, LinkEvent
 from evertap.model.nic import Nic, UplinkSpec
@@ -87,6 +88,39 @@ class Vmms(Protocol):
 
     async def detach(self, path: str, nic: Nic) -> None:
         """Unplug the guest's device, wait until the guest has let go, remove its netdevs."""
+
+
+class Domains(Protocol):
+    """libvirt's domains, followed by events. Calls raise ActionError and have a time limit.
+
+    A libvirtd that hangs, is restarted or is not there delays nobody; what was known of the domains stays known.
+    """
+
+    changed: Callable[[Domain], None]
+    """Set by the engine: called with a domain whenever either of its descriptions or its state has changed."""
+
+    gone: Callable[[str], None]
+    """Set by the engine: called with the uuid of a domain that has been undefined and does not run."""
+
+    connected: Callable[[str], None]
+    """Set by the engine: called with why there is no connection, or with an empty text when there is one."""
+
+    async def set_link(self, uuid: str, mac: str, up: bool) -> None:
+        """Let the guest see the carrier of its interface with that MAC up or down (`<link state>`, live)."""
+
+    async def attach(self, uuid: str, xml: str, *, live: bool, config: bool) -> None:
+        """Add a device (attachDeviceFlags) to the running domain, to its configuration, or both."""
+
+    async def detach(self, uuid: str, xml: str, *, live: bool, config: bool) -> None:
+        """Remove a device; of a running domain, wait until the guest has let go (DEVICE_REMOVED)."""
+
+    async def define(self, xml: str) -> None:
+        """Give a domain another configuration (defineXML)."""
+
+    async def monitor(
+        self, uuid: str, command: str, arguments: dict[str, Any], descriptors: Sequence[int] = ()
+    ) -> Any:
+        """Run a QMP command in the domain's QEMU (qemuMonitorCommandWithFiles); what it returns."""
 
 
 class Live(NamedTuple):

@@ -16,6 +16,7 @@ from evertap.model.actions import SLOW, Action, Announce, Plug, SetGuestLink, Se
 from evertap.model.choice import Wanted
 from evertap.model.errors import ActionError
 from evertap.model.interest import Interest
+from evertap.model.links import Link
 from evertap.model.nic import Nic
 from evertap.model.observed import Change, Observed
 from evertap.model.plan import Plan, State, plan
@@ -29,6 +30,9 @@ _BATCH: Final = 50
 
 _FIRST_RETRY: Final = 0.1
 _LAST_RETRY: Final = 30.0
+
+_REREAD: Final = 0.5
+"""Seconds until a failed reading of the interfaces is tried again."""
 
 _BOUNCE: Final = 0.25
 """Seconds down in a bounce: some guests do not notice a loss of under 0.1 s."""
@@ -133,8 +137,17 @@ class Reconciler:
 
     def resync(self) -> None:
         """Read everything anew: at the start, and when notifications were lost."""
+        self._take_reading(self._kernel.read_links())
+
+    def _resync_or_retry(self) -> None:
+        try:
+            self.resync()
+        except Exception as error:
+            _log.warning("the interfaces could not be read, again in %g s: %s", _REREAD, error)
+            self._loop.call_later(_REREAD, self._resync_or_retry)
+
+    def _take_reading(self, links: list[Link]) -> None:
         now = self._loop.time()
-        links = self._kernel.read_links()
         changes = self.seen.fold_all(links, now)
         for link in links:
             if link.owner and link.kind not in STACKED_ON_UPLINK and link.owner not in self.seen.taps:
@@ -160,7 +173,7 @@ class Reconciler:
         except LostEventsError:
             self.resyncs += 1
             _log.warning("the kernel dropped notifications; reading everything anew")
-            self.resync()
+            self._resync_or_retry()
             return
         self._mark((change for event in events if (change := self.seen.fold(event, now))), now)
 
@@ -260,7 +273,7 @@ class Reconciler:
         except Exception as error:  # no telling how far it came: the reread will
             _log.exception("carrying out a batch failed")
             outcomes = [Done(ActionError(f"the kernel could not be asked: {error}"), None)] * len(work)
-            self._loop.call_soon(self.resync)
+            self._loop.call_soon(self._resync_or_retry)
         now = self._loop.time()
         for (record, actions), done in zip(work, outcomes, strict=True):
             self._note(record, actions, done, now)

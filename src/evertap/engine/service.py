@@ -59,6 +59,7 @@ class Service:
     async def start(self) -> None:
         """Read the definitions and have the host become as they want it."""
         self._loaded = await self._in_thread(self._definitions.load)
+        self._tell_problems(set())
         self._live = await self._in_thread(self._load_live, list(self._loaded.nics))
         # Wishes of old: an uplink to fall back to has to prove itself again, but nothing else waits.
         self._take(float("-inf"))
@@ -311,13 +312,21 @@ class Service:
         self._live[name] = live
 
     async def _reload(self) -> None:
+        told = {str(problem) for problem in self._loaded.problems.values()}
         self._loaded = await self._in_thread(self._definitions.load)
+        self._tell_problems(told)
+        for name in self._live.keys() - self._loaded.nics.keys():
+            await self._save_live(name, Live())
+            del self._live[name]
         self._take(asyncio.get_running_loop().time())
+
+    def _tell_problems(self, told: set[str]) -> None:
+        for problem in self._loaded.problems.values():
+            if str(problem) not in told:
+                _log.error("%s", problem)
 
     def _take(self, now: float) -> None:
         """Have the loop want what the definitions and the running state's overrides say."""
-        for problem in self._loaded.problems.values():
-            _log.error("%s", problem)
         for name, nic in self._loaded.nics.items():
             live = self._live.get(name, Live())
             if live.uplinks and live.instead_of == nic.uplinks:
@@ -333,7 +342,6 @@ class Service:
             name = record.wanted.nic.name
             if name not in self._loaded.nics:
                 self._journal.record(name, "undefined", None, "")
-                self._live.pop(name, None)
                 self._reconciler.want(Wanted(record.wanted.nic, removed=True, qmp=record.wanted.qmp))
 
     def _qmp(self, nic: Nic, live: Live) -> str:

@@ -97,7 +97,7 @@ async def _add_tap(session: Session, nic: Nic, descriptors: Sequence[int], vhost
                 with suppress(RefusedError):
                     arguments = await _pass(session, f"{prefix}-fd", descriptors, "fd")
                     arguments |= await _pass(session, f"{prefix}-vhost", helpers, "vhostfd")
-                    # Without vhostforce QEMU 7.2 aborts (an assertion in net/net.c) if it cannot use vhost-net.
+                    # Without vhostforce QEMU 7.2 aborts (assertion in net/net.c) if it cannot use vhost-net.
                     await session.add_netdev(netdev, type="tap", vhost=True, vhostforce=True, **arguments)
                     return netdev
     # Anew, since a netdev_add that fails closes what it was given.

@@ -190,7 +190,10 @@ class Monitor:
     def _set(self, vmm: Vmm) -> None:
         if vmm != self.vmm:
             self.vmm = vmm
-            self._changed(vmm)
+            try:
+                self._changed(vmm)
+            except Exception:  # not this connection's fault
+                _log.exception("an error in evertap, at %s", self._path)
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:
