@@ -93,11 +93,11 @@ class Vmms(Protocol):
 class Domains(Protocol):
     """libvirt's domains, followed by events. Calls raise ActionError and have a time limit.
 
-    A libvirtd that hangs, is restarted or is not there delays nobody; what was known of the domains stays known.
+    A libvirtd that hangs, is restarted or is not there delays nobody; what was known of domains stays known.
     """
 
     changed: Callable[[Domain], None]
-    """Set by the engine: called with a domain whenever either of its descriptions or its state has changed."""
+    """Set by the engine: called with a domain whenever one of its descriptions or its state has changed."""
 
     gone: Callable[[str], None]
     """Set by the engine: called with the uuid of a domain that has been undefined and does not run."""

@@ -28,7 +28,8 @@ class RxFilter(msgspec.Struct, frozen=True):
 def qemu_id(name: str) -> str:
     """The id of a NIC's device: its name, made to fit QEMU's rules for ids (id_wellformed in util/id.c)."""
     fitted = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-    if fitted != name:
+    # A NIC "web-host" must not have the id of NIC "web"'s netdev.
+    if fitted != name or re.search(r"-(host|card|sink|up\d+|hub\d+)$", name):
         fitted += f"-{zlib.crc32(name.encode('utf-8', 'surrogateescape')):08x}"
     return f"evertap-{fitted}"
 
