@@ -16,8 +16,10 @@ from pathlib import Path
 from evertap.api.server import serve
 from evertap.config.store import Store
 from evertap.config.watch import watch
+from evertap.engine.domains import DomainBook
 from evertap.engine.journal import Journal
 from evertap.engine.reconciler import Reconciler
+from evertap.engine.routing import Routing
 from evertap.engine.service import Service
 from evertap.kernel.host import Host
 from evertap.model.errors import EvertapError
@@ -46,8 +48,10 @@ async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
         except PermissionError as error:
             raise EvertapError(f"{error}: the daemon has to run as root") from None
         vhost = os.access("/dev/vhost-net", os.R_OK | os.W_OK)
-        vmms = QemuMonitors(vhost=vhost)
-        stack.push_async_callback(vmms.close)
+        monitors = QemuMonitors(vhost=vhost)
+        stack.push_async_callback(monitors.close)
+        book = DomainBook()
+        vmms = Routing(monitors, None, book)
         qmp_folder = runtime_dir / "qmp"
         qmp_folder.mkdir(parents=True, exist_ok=True)
         service = Service(
@@ -56,6 +60,7 @@ async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
             Store(config_dir, runtime_dir, state_dir),
             host,
             vmms,
+            book,
             qmp_folder=str(qmp_folder),
             vhost=vhost,
         )

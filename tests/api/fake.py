@@ -96,6 +96,9 @@ class FakeService:
         for name in names:
             self.nic(name)
 
+    async def prepare_domain(self, xml: str) -> None:
+        self._note("prepare_domain", xml)
+
     async def connect(self, name: str) -> None:
         self._note("connect", name)
         self.nic(name)

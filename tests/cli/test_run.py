@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -76,9 +77,9 @@ def test_the_end_is_qemus_own(evertap: Shell, end: str, code: int) -> None:
 
 def test_signals_are_to_qemu_what_they_are_without_evertap(evertap: Shell) -> None:
     masks = ["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"]
-    assert evertap("run", "--", *masks)[1] == "".join(
-        f"{name}:\t0000000000000000\n" for name in ("SigBlk", "SigIgn")
-    )
+    # What the tests themselves were started with stays as it is.
+    without = subprocess.run(masks, capture_output=True, text=True, check=True).stdout
+    assert evertap("run", "--", *masks)[1] == without
 
 
 # What keeps it from starting

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evertap.config.text import parse, with_uplinks
-from evertap.config.together import Together
 from evertap.model.errors import DefinitionError
 from evertap.model.nic import Nic, check_together, parse_nic, parse_uplink
+from evertap.model.together import Together
 
 FIELDS = [*Nic.__struct_fields__, "name", "path", "bridge", "qmp", ""]
 scalars = st.one_of(

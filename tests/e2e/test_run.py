@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +48,18 @@ os.setuid(user.pw_uid)
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, which setuid has cleared
 sys.exit(run(sys.argv[1:]))
 """
+
+
+@pytest.fixture(scope="module")
+def guest_image(guest_image: GuestImage) -> Iterator[GuestImage]:
+    """The guest where anybody can read it: the cache may lie in a private folder."""
+    with tempfile.TemporaryDirectory(prefix="evertap-") as folder:
+        Path(folder).chmod(0o755)
+        kernel = Path(shutil.copy(guest_image.kernel, folder))
+        initrd = Path(shutil.copy(guest_image.initrd, folder))
+        kernel.chmod(0o644)
+        initrd.chmod(0o644)
+        yield GuestImage(kernel, initrd)
 
 
 def eventually(condition: Callable[[], object], timeout: float = 10) -> None:

@@ -141,6 +141,10 @@ class Client:
         reply, _ = await self._answer(call, None)
         return _value(reply, NicView)
 
+    async def prepare_domain(self, xml: str) -> None:
+        """Make sure of the taps of a libvirt domain that is about to start."""
+        await self._tell("PrepareDomain", xml=xml)
+
     async def history(self, name: str | None = None) -> list[EventView]:
         """What happened to a NIC (None: to all), oldest first."""
         return await self._ask("History", list[EventView], name=name)

@@ -228,6 +228,11 @@ class EvertapInterface(VarlinkInterface, name=NAME):
             text = f'NIC "{name}" is {nic.state}, not {state}, after {timeout:g} s: {nic.reason}'
             raise TimedOut(reason=text) from None
 
+    @varlinkmethod
+    async def PrepareDomain(self, *, xml: str) -> None:  # noqa: N802
+        """Make sure of the taps of a libvirt domain that is about to start."""
+        await self._changing.prepare_domain(xml)
+
     @varlinkmethod(return_parameter="events")
     def History(self, *, name: str | None) -> list[EventView]:  # noqa: N802
         """What happened to a NIC, or to all, oldest first."""

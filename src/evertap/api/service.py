@@ -70,6 +70,9 @@ class Service(Protocol):
     async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
         """The NIC once it is in that state; TimeoutError after `timeout` seconds."""
 
+    async def prepare_domain(self, xml: str) -> None:
+        """Make sure of the taps of a libvirt domain that is about to start."""
+
     def history(self, name: str | None) -> list[EventView]:
         """What happened to a NIC (None: to all), oldest first."""
 

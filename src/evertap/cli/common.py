@@ -40,12 +40,12 @@ def ask(folders: Folders, question: Callable[[Client], Awaitable[_T]]) -> _T:
     return asyncio.run(asking())
 
 
-def echo_json(value: Any, *, line: bool = False) -> None:
-    """Print views, or what is made of them, as JSON; `line`: on one line, at once."""
+def echo_json(value: Any) -> None:
+    """Print views, or what is made of them, as JSON on one line, at once."""
     import msgspec
 
     plain = msgspec.to_builtins(value)
-    click.echo(json.dumps(plain) if line else json.dumps(plain, indent=2))
+    click.echo(json.dumps(plain))
 
 
 def echo_changed(names: list[str], as_json: bool, text: str) -> None:

@@ -49,7 +49,7 @@ def command(guest: Guest, backend: Backend, as_json: bool) -> None:
             with Story(guest, backend, lambda line: click.echo(line, err=True)) as story:
                 from msgspec import to_builtins
 
-                click.echo(json.dumps({"steps": to_builtins(list(story.steps()))}, indent=2))
+                click.echo(json.dumps({"steps": to_builtins(list(story.steps()))}))
             return
         _show(guest, backend)
     except (LabError, TimeoutError) as error:

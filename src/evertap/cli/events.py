@@ -43,4 +43,4 @@ def _print(event: EventView, as_json: bool) -> None:
     plain = {key: getattr(event, key) for key in ("time", "nic", "event", "uplink", "reason")}
     if event.latency_ms is not None:
         plain["latency_ms"] = event.latency_ms
-    echo_json(plain, line=True)
+    echo_json(plain)

@@ -36,6 +36,8 @@ _VERBS: Final = {
     "plan": "what the daemon would do now",
     "wait": "wait until a NIC is in a state",
     "events": "what happened, when and why",
+    "libvirt-setup": "have libvirt make sure of taps before a domain starts",
+    "libvirt-hook": "for libvirt's use: make sure of a domain's taps",
     "demo": "the whole story in two minutes, touching nothing of the host's",
 }
 
@@ -49,7 +51,7 @@ class _Verbs(click.Group):
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        command = importlib.import_module(f"evertap.cli.{cmd_name}").command
+        command = importlib.import_module(f"evertap.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

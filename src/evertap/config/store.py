@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
 import msgspec
 
@@ -19,10 +21,11 @@ from evertap.config.files import (
     write_file,
 )
 from evertap.config.text import parse, with_uplinks
-from evertap.config.together import Together
 from evertap.engine.ports import Live, Loaded
+from evertap.model.domain import Domain
 from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
 from evertap.model.nic import Nic, check_name
+from evertap.model.together import Together
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class Store:
     def __init__(self, config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
         self._folder = config_dir / "nics.d"
         self._accepted = state_dir / "accepted"
+        self._domains = state_dir / "domains"
         self._live = runtime_dir / "live"
         self._good: dict[str, _Good] | None = None  # in force; None: not read yet
 
@@ -141,6 +145,30 @@ class Store:
                 f"{printable(path)}: cannot be written: {error.strerror}. "
                 "What was said for the running state is lost when the daemon restarts"
             ) from error
+
+    def load_domains(self) -> list[Domain]:
+        """The domains that define NICs, as they were last known."""
+        found = []
+        for path in sorted(self._domains.glob("*.json")):
+            try:
+                found.append(msgspec.json.decode(path.read_bytes(), type=Domain))
+            except (OSError, ValueError) as error:
+                _log.warning("%s is left aside: %s", printable(path), error)
+        return found
+
+    def save_domain(self, domain: Domain) -> None:
+        """Remember a domain (EvertapError)."""
+        path = self._domains / f"{UUID(domain.uuid)}.json"
+        try:
+            self._domains.mkdir(parents=True, exist_ok=True)
+            write_file(path, msgspec.json.encode(domain), durable=False)
+        except OSError as error:
+            raise EvertapError(f"{printable(path)}: cannot be written: {error.strerror}") from error
+
+    def forget_domain(self, uuid: str) -> None:
+        """Forget it."""
+        with suppress(OSError):
+            (self._domains / f"{UUID(uuid)}.json").unlink()
 
     def _file(self, name: str) -> str:
         return printable(self._folder / (name + SUFFIX))

@@ -156,6 +156,15 @@ class Definitions(Protocol):
     def set_uplinks(self, name: str, uplinks: list[dict[str, str] | str]) -> Nic:
         """Change the uplinks in a definition's file, keep the rest of it; DefinitionError."""
 
+    def load_domains(self) -> list[Domain]:
+        """The domains that define NICs, as last known: libvirt may be away when the daemon starts."""
+
+    def save_domain(self, domain: Domain) -> None:
+        """Remember a domain."""
+
+    def forget_domain(self, uuid: str) -> None:
+        """Forget it."""
+
     def load_live(self, name: str) -> Live:
         """What was said for the running state alone."""
 

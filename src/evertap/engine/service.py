@@ -12,12 +12,15 @@ from typing import Any, Final
 
 import msgspec
 
+from evertap.engine.domains import DomainBook, Merged, path_of
 from evertap.engine.journal import Journal, timestamp
 from evertap.engine.ports import Definitions, Kernel, Live, Loaded, Vmms
 from evertap.engine.reconciler import Reconciler, Record
 from evertap.model.actions import Action
 from evertap.model.arguments import qemu_arguments, qmp_arguments
 from evertap.model.choice import Candidate, Wanted, candidates, current
+from evertap.model.domain import Domain
+from evertap.model.domain_parse import parse_domain, tap_names
 from evertap.model.errors import EvertapError, NoSuchNicError
 from evertap.model.links import Link
 from evertap.model.nic import Nic, check_together, parse_nic, parse_uplink, with_uplinks
@@ -40,6 +43,7 @@ class Service:
         definitions: Definitions,
         kernel: Kernel,
         vmms: Vmms,
+        book: DomainBook,
         *,
         qmp_folder: str,
         vhost: bool,
@@ -53,14 +57,19 @@ class Service:
         self._vhost = vhost
         self._files = ThreadPoolExecutor(1, "evertap-files")
         self._order = asyncio.Lock()  # definitions change one after another
+        self._book = book
         self._loaded = Loaded({}, {})
+        self._merged = Merged({}, {}, [])
         self._live: dict[str, Live] = {}
+        self._told: set[str] = set()  # problems of definitions that were logged
 
     async def start(self) -> None:
         """Read the definitions and have the host become as they want it."""
         self._loaded = await self._in_thread(self._definitions.load)
-        self._tell_problems(set())
-        self._live = await self._in_thread(self._load_live, list(self._loaded.nics))
+        for domain in await self._in_thread(self._definitions.load_domains):
+            self._book.put(domain)
+        self._merge()
+        self._live = await self._in_thread(self._load_live, list(self._merged.nics))
         # Wishes of old: an uplink to fall back to has to prove itself again, but nothing else waits.
         self._take(float("-inf"))
         self._reconciler.start()
@@ -102,7 +111,7 @@ class Service:
             tap=name if tap and tap.owner == name else None,
             outages=record.outages,
             uplinks=[str(spec) for spec in nic.uplinks],
-            live=name in self._loaded.nics and nic.uplinks != self._loaded.nics[name].uplinks,
+            live=name in self._merged.nics and nic.uplinks != self._merged.nics[name].uplinks,
             problem=problem,
             candidates=[_candidate_view(candidate) for candidate in found],
         )
@@ -198,6 +207,7 @@ class Service:
             for name in names:
                 if name not in self._loaded.problems:
                     self._defined(name)
+                self._in_file(name)
             await self._in_thread(self._definitions.undefine, names)
             await self._reload()
         await self._reconciler.rest(names)
@@ -273,6 +283,7 @@ class Service:
             check_together(checked, {r.wanted.nic.name: r.wanted.nic for r in self._wishes()}, where)
             await self._change_live(name, uplinks=checked.uplinks, instead_of=nic.uplinks)
             return
+        self._in_file(name)
         async with self._order:
             await self._in_thread(self._definitions.set_uplinks, name, wanted)
             if name in self._live:
@@ -280,13 +291,50 @@ class Service:
             await self._reload()
         await self._reconciler.rest([name])
 
+    # libvirt's domains
+
+    async def domain_changed(self, domain: Domain) -> bool:
+        """Take in what libvirt tells of a domain; whether evertap has anything to do with it."""
+        async with self._order:
+            before = self._book.domains.get(domain.uuid)
+            if domain == before or not self._book.put(domain):
+                return before is not None
+            if domain.uuid in self._book.domains:
+                await self._in_thread(self._definitions.save_domain, domain)
+            else:
+                await self._in_thread(self._definitions.forget_domain, domain.uuid)
+            await self._remerge()
+            return True
+
+    async def prepare_domain(self, xml: str) -> None:
+        """Make sure of the taps of a domain that is about to start; libvirt need not have told of it yet."""
+        domain = parse_domain(xml)
+        if domain.uuid not in self._book.domains:
+            await self.domain_changed(domain)
+        await self._reconciler.rest(tap_names(domain))
+
+    async def domain_gone(self, uuid: str) -> None:
+        """A domain has been undefined and does not run."""
+        async with self._order:
+            if self._book.drop(uuid):
+                await self._in_thread(self._definitions.forget_domain, uuid)
+                await self._remerge()
+
     # Inside
 
     def _defined(self, name: str) -> Nic:
-        nic = self._loaded.nics.get(name)
+        nic = self._merged.nics.get(name)
         if nic is None:
             raise NoSuchNicError(name)
         return nic
+
+    def _in_file(self, name: str) -> None:
+        """Refuse to change here what a domain's metadata defines."""
+        if home := self._merged.homes.get(name):
+            raise EvertapError(
+                f'NIC "{name}" is defined in the metadata of domain "{home.name}": change it there, with '
+                f"`virsh metadata {home.name} --uri urn:evertap:1 …`, or use --live"
+            )
 
     def _record(self, name: str) -> Record:
         record = self._reconciler.nics.get(name)
@@ -312,22 +360,27 @@ class Service:
         self._live[name] = live
 
     async def _reload(self) -> None:
-        told = {str(problem) for problem in self._loaded.problems.values()}
         self._loaded = await self._in_thread(self._definitions.load)
-        self._tell_problems(told)
-        for name in self._live.keys() - self._loaded.nics.keys():
+        await self._remerge()
+
+    async def _remerge(self) -> None:
+        """Have the loop want what files and domains say now."""
+        self._merge()
+        for name in self._live.keys() - self._merged.nics.keys():
             await self._save_live(name, Live())
             del self._live[name]
         self._take(asyncio.get_running_loop().time())
 
-    def _tell_problems(self, told: set[str]) -> None:
-        for problem in self._loaded.problems.values():
-            if str(problem) not in told:
-                _log.error("%s", problem)
+    def _merge(self) -> None:
+        self._merged = self._book.merge(self._loaded.nics)
+        problems = {str(problem) for problem in (*self._loaded.problems.values(), *self._merged.problems)}
+        for problem in problems - self._told:
+            _log.error("%s", problem)
+        self._told = problems
 
     def _take(self, now: float) -> None:
         """Have the loop want what the definitions and the running state's overrides say."""
-        for name, nic in self._loaded.nics.items():
+        for name, nic in self._merged.nics.items():
             live = self._live.get(name, Live())
             if live.uplinks and live.instead_of == nic.uplinks:
                 nic = with_uplinks(nic, live.uplinks)
@@ -340,12 +393,14 @@ class Service:
             self._reconciler.want(wanted)
         for record in self._wishes():
             name = record.wanted.nic.name
-            if name not in self._loaded.nics:
+            if name not in self._merged.nics:
                 self._journal.record(name, "undefined", None, "")
                 self._reconciler.want(Wanted(record.wanted.nic, removed=True, qmp=record.wanted.qmp))
 
     def _qmp(self, nic: Nic, live: Live) -> str:
-        """The QMP socket for the NIC; none for those that QEMU has no part in."""
+        """The QMP socket for the NIC, or what stands for its domain; none where QEMU has no part in it."""
+        if home := self._merged.homes.get(nic.name):
+            return path_of(home.uuid)
         needed = nic.backend == "macvtap" or nic.guest_link != "keep" or nic.multicast == "guest"
         return live.qmp or nic.vm.qmp or (f"{self._qmp_folder}/{nic.name}" if needed else "")
 

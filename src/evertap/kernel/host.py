@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import pwd
 import random
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from evertap.engine.ports import Done, LostEventsError
 from evertap.kernel import bpf, codec, macvtap, tun
 from evertap.kernel.codec import Message
 from evertap.kernel.frames import announcement
 from evertap.kernel.rtnetlink import KernelRefusal, LinkMonitor, Overflow, Rtnetlink
+from evertap.kernel.tap import Tap, insist, make_tap, without_ipv6_addresses
 from evertap.model.actions import (
     Action,
     Announce,
@@ -38,14 +37,10 @@ from evertap.model.actions import (
 )
 from evertap.model.errors import ActionError
 from evertap.model.links import MARK, Link, LinkEvent
-from evertap.model.nic import Nic
 from evertap.model.observed import Splicing
-from evertap.model.plan_tap import tap_alias
 
 _FIRST_INDEX: Final = 1 << 20
 _LAST_INDEX: Final = 1 << 30
-_CONF: Final = Path("/proc/sys/net")
-_IPV6_MIN_MTU: Final = 1280
 _BY_NETLINK: Final = (
     CreateMacvlan,
     RenameTap,
@@ -62,28 +57,6 @@ _REMEDIES: Final = {
     errno.ENOMEM: "the host is short of memory",
     errno.ENOBUFS: "the host is short of memory",
 }
-
-
-class _Tap(NamedTuple):
-    """A NIC's tap, with descriptors of its map and of the program for its macvlans."""
-
-    ifindex: int
-    map_fd: int
-    uplink_program: int
-
-    @classmethod
-    def of(cls, ifindex: int, map_fd: int) -> _Tap:
-        """Load what the map's tap needs, so that no connect has to wait for it."""
-        try:
-            return cls(ifindex, map_fd, bpf.load_uplink_program(map_fd, ifindex))
-        except BaseException:
-            os.close(map_fd)
-            raise
-
-    def close(self) -> None:
-        """Give the descriptors back; what they name lives on where it is attached."""
-        os.close(self.map_fd)
-        os.close(self.uplink_program)
 
 
 class _SourcePrograms:
@@ -138,7 +111,7 @@ class Host:
         self._monitor = LinkMonitor()
         # Protocol 0: a socket that only sends.
         self._packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._taps: dict[str, _Tap] = {}
+        self._taps: dict[str, Tap] = {}
         self._source_programs = _SourcePrograms()
         self._next_index = random.randrange(_FIRST_INDEX, _LAST_INDEX)
         self._slow = ThreadPoolExecutor(1, "evertap-slow")
@@ -179,7 +152,7 @@ class Host:
             return None
         map_fd, splicing = found
         self._drop(tap.owner)
-        self._taps[tap.owner] = _Tap.of(tap.index, map_fd)
+        self._taps[tap.owner] = Tap.of(tap.index, map_fd)
         return splicing
 
     async def perform_slow(self, work: Sequence[Action]) -> Done:
@@ -270,7 +243,7 @@ class Host:
                         index, name, action.lower, action.mac, action.mode, action.mtu, kind=kind
                     ),
                     codec.set_link(index, alias=MARK + action.nic),
-                    *_without_ipv6_addresses(index, action.mtu),
+                    *without_ipv6_addresses(index, action.mtu),
                     codec.add_clsact(index),
                     self._filter(action, index),
                     codec.set_link(index, up=True),
@@ -329,18 +302,18 @@ class Host:
         except OSError as error:
             run.fail(action, error)
 
-    def _one_slow(self, action: Action) -> _Tap | None:
+    def _one_slow(self, action: Action) -> Tap | None:
         """In the thread."""
         match action:
             case CreateTap(definition=nic):
-                return _make_tap(nic, self._slow_rtnetlink)
+                return make_tap(nic, self._slow_rtnetlink)
             case RemoveTap():
                 # Not by netlink, which would take it from a VMM that has just opened it.
                 with _ignored(errno.ENODEV):
                     tun.delete_tap(action.nic, action.queues)
             case RemoveMacvlan(index=index):
                 with _ignored(errno.ENODEV):
-                    _insist(self._slow_rtnetlink, [codec.del_link(index)])
+                    insist(self._slow_rtnetlink, [codec.del_link(index)])
             case _:
                 raise AssertionError(action)
         return None
@@ -357,7 +330,7 @@ class Host:
             except OSError:
                 return index
 
-    def _tap(self, nic: str) -> _Tap:
+    def _tap(self, nic: str) -> Tap:
         tap = self._taps.get(nic)
         if tap is None:
             raise OSError(errno.ENODEV, f"the tap {nic} is gone")
@@ -382,102 +355,3 @@ def _ignored(number: int) -> Iterator[None]:
     except OSError as error:
         if error.errno != number:
             raise
-
-
-def _without_ipv6_addresses(index: int, mtu: int) -> list[Message]:
-    """Let the device have no address of its own, where IPv6 is there at all: else the kernel refuses this."""
-    if mtu < _IPV6_MIN_MTU or not (_CONF / "ipv6").exists():
-        return []
-    return [codec.set_link(index, addrgen_none=True)]
-
-
-def _make_tap(nic: Nic, rtnetlink: Rtnetlink) -> _Tap:
-    """Make the NIC's tap, or give one that we made before its program.
-
-    The order is what makes it safe: the program is there before the tap is up, and it is marked before it is
-    made to last, so that no moment leaves an open way to the host's stack or a device that nobody owns.
-    """
-    owner = pwd.getpwnam(nic.owner).pw_uid if nic.owner else None
-    try:
-        fd = tun.create_tap(nic.name, nic.queues)
-    except FileExistsError:
-        return _adopt_tap(nic, rtnetlink)
-    try:
-        index = socket.if_nametoindex(nic.name)
-        map_fd = _attach_program(nic, index, rtnetlink)
-        try:
-            _silence(nic.name)
-            _configure(nic, index, rtnetlink)
-            if owner is not None:
-                tun.set_owner(fd, owner)
-            tun.persist(fd)
-        except BaseException:
-            os.close(map_fd)
-            raise
-        return _Tap.of(index, map_fd)
-    finally:
-        os.close(fd)
-
-
-def _adopt_tap(nic: Nic, rtnetlink: Rtnetlink) -> _Tap:
-    """A tap of ours whose program somebody took off."""
-    index = socket.if_nametoindex(nic.name)
-    link = rtnetlink.get_link(index)
-    if link is None or link.owner != nic.name:
-        raise FileExistsError(
-            errno.EEXIST, f'an interface named "{nic.name}" exists that evertap did not make'
-        )
-    return _Tap.of(index, _attach_program(nic, index, rtnetlink))
-
-
-def _attach_program(nic: Nic, index: int, rtnetlink: Rtnetlink) -> int:
-    """Put the NIC's program on its tap; give its map."""
-    map_fd = bpf.create_map(nic.name)
-    try:
-        bpf.write_map(map_fd, Splicing(0, nic.spoof_check, nic.mac))
-        program = bpf.load_tap_program(map_fd)
-        try:
-            if bpf.tcx_supported():
-                bpf.attach_tcx(index, program)
-            else:
-                messages = [codec.add_clsact(index), codec.add_bpf_filter(index, program, bpf.TAP_PROGRAM)]
-                _insist(rtnetlink, messages)
-        finally:
-            os.close(program)
-    except BaseException:
-        os.close(map_fd)
-        raise
-    return map_fd
-
-
-def _configure(nic: Nic, index: int, rtnetlink: Rtnetlink) -> None:
-    # A bridge takes the lowest MAC of its ports for its own, and hands frames for a port's MAC to the host:
-    # hence a MAC that is high, and not the guest's.
-    first = "fa" if nic.mac.startswith("fe") else "fe"
-    mac = first + nic.mac[2:]
-    _insist(
-        rtnetlink,
-        [
-            codec.set_link(index, alias=tap_alias(nic), mac=mac, mtu=nic.mtu, noarp=True),
-            *_without_ipv6_addresses(index, nic.mtu),
-            codec.set_link(index, up=True),
-        ],
-    )
-
-
-def _insist(rtnetlink: Rtnetlink, messages: list[Message]) -> None:
-    for refusal in rtnetlink.request([[message] for message in messages]):
-        if refusal:
-            raise refusal
-
-
-def _silence(name: str) -> None:
-    """Keep the host's stack off the tap, also for the moment in which a bridge under it has been deleted."""
-    settings: list[tuple[str, str]] = [
-        (f"ipv6/conf/{name}/disable_ipv6", "1"),
-        (f"ipv4/conf/{name}/rp_filter", "1"),
-        (f"ipv4/conf/{name}/arp_ignore", "8"),
-    ]
-    for setting, value in settings:
-        with suppress(FileNotFoundError):  # a kernel without IPv6
-            (_CONF / setting).write_text(value)

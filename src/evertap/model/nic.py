@@ -103,7 +103,7 @@ _ALLOWED: Final = {
 }
 
 
-def check_name(name: str, file: str) -> None:
+def check_name(name: str, file: str, field: str = "", remedy: str = "Rename the file") -> None:
     """Refuse a NIC name that the kernel would not take for a tap (dev_valid_name), or that hides its file."""
     problem = ""
     size = len(name.encode("utf-8", "surrogatepass"))
@@ -114,7 +114,7 @@ def check_name(name: str, file: str) -> None:
     elif bad := re.search(r"[/:%\s\x00-\x1f\x7f\ud800-\udfff]", name):
         problem = f"found {bad.group()!r} in it; not allowed: / : % and white space"
     if problem:
-        raise DefinitionError(file, "", f'"{name}" cannot be a NIC\'s name: {problem}. Rename the file')
+        raise DefinitionError(file, field, f'"{name}" cannot be a NIC\'s name: {problem}. {remedy}')
 
 
 def parse_nic(name: str, raw: dict[str, Any], file: str) -> Nic:
