@@ -12,31 +12,50 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evertap.api.server import serve
 from evertap.config.store import Store
 from evertap.config.watch import watch
 from evertap.engine.domains import DomainBook
 from evertap.engine.journal import Journal
+from evertap.engine.libvirt_side import LibvirtSide
 from evertap.engine.reconciler import Reconciler
 from evertap.engine.routing import Routing
 from evertap.engine.service import Service
 from evertap.kernel.host import Host
+from evertap.libvirt import available
 from evertap.model.errors import EvertapError
 from evertap.vmm.qmp import QemuMonitors
+
+if TYPE_CHECKING:
+    from evertap.libvirt.domains import LibvirtDomains
 
 _log = logging.getLogger("evertap")
 
 
-def run(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
-    """Run the daemon in the foreground until SIGTERM or SIGINT. EvertapError if it cannot start."""
+def run(
+    config_dir: Path,
+    runtime_dir: Path,
+    state_dir: Path,
+    libvirt_uri: str = "none",
+    *,
+    replug_all: bool = False,
+) -> None:
+    """Run the daemon in the foreground until SIGTERM or SIGINT. EvertapError if it cannot start.
+
+    `libvirt_uri`: the libvirt to follow, "none" for none; `replug_all`: replug lost direct interfaces of all
+    its domains.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     _allow_many_descriptors()
     with _only_one_here():
-        asyncio.run(_main(config_dir, runtime_dir, state_dir))
+        asyncio.run(_main(config_dir, runtime_dir, state_dir, libvirt_uri, replug_all))
 
 
-async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
+async def _main(
+    config_dir: Path, runtime_dir: Path, state_dir: Path, libvirt_uri: str, replug_all: bool
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,12 +69,14 @@ async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
         vhost = os.access("/dev/vhost-net", os.R_OK | os.W_OK)
         monitors = QemuMonitors(vhost=vhost)
         stack.push_async_callback(monitors.close)
-        book = DomainBook()
-        vmms = Routing(monitors, None, book)
+        book = DomainBook(replug_all=replug_all)
+        domains = _domains(libvirt_uri)
+        vmms = Routing(monitors, domains, book)
         qmp_folder = runtime_dir / "qmp"
         qmp_folder.mkdir(parents=True, exist_ok=True)
+        reconciler = Reconciler(host, vmms, journal)
         service = Service(
-            Reconciler(host, vmms, journal),
+            reconciler,
             journal,
             Store(config_dir, runtime_dir, state_dir),
             host,
@@ -67,6 +88,13 @@ async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
         reloads = _Reloads(service)
         await service.start()
         stack.push_async_callback(service.stop)
+        if domains:
+            side = LibvirtSide(domains, service, reconciler, vmms, journal)
+            service.libvirt = side
+            side.start()
+            stack.push_async_callback(side.stop)
+            domains.start()
+            stack.push_async_callback(domains.close)
         await stack.enter_async_context(serve(service, runtime_dir))
         await stack.enter_async_context(watch(config_dir, reloads.request))
         loop.add_signal_handler(signal.SIGHUP, reloads.request)
@@ -75,6 +103,18 @@ async def _main(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
         await stop.wait()
         _notify("STOPPING=1")
         _log.info("stopping; traffic goes on")
+
+
+def _domains(uri: str) -> LibvirtDomains | None:
+    """The adapter to libvirt, where it is wanted and the binding is installed."""
+    if uri == "none":
+        return None
+    if not available():
+        _log.info("libvirt-python is not installed (evertap[libvirt]): libvirt's domains are not followed")
+        return None
+    from evertap.libvirt.domains import LibvirtDomains  # needs the binding
+
+    return LibvirtDomains(uri)
 
 
 class _Reloads:

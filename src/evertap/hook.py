@@ -41,7 +41,7 @@ def _by_ourselves(xml: str, store: Store) -> None:
     domain = parse_domain(xml)
     wanted: dict[str, Nic] = {**store.load().nics, **taps_of(domain)}
     with Rtnetlink() as rtnetlink:
-        for name in tap_names(domain):
+        for name in tap_names(xml):
             if name in wanted and not _exists(name):
                 make_tap(wanted[name], rtnetlink).close()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from evertap.api.server import serve
 from evertap.model.errors import DefinitionError, NoSuchNicError
-from evertap.model.views import ActionView, CandidateView, EventView, NicView, UplinkView
+from evertap.model.views import ActionView, AdoptionView, CandidateView, EventView, NicView, UplinkView
 
 
 def view(name: str = "web0", **changes: Any) -> NicView:
@@ -98,6 +98,21 @@ class FakeService:
 
     async def prepare_domain(self, xml: str) -> None:
         self._note("prepare_domain", xml)
+
+    async def attach_domain(self, name: str, domain: str) -> None:
+        self._note("attach_domain", name, domain)
+        self.nic(name)
+
+    async def adopt(self, domain: str, dry_run: bool, live: bool) -> AdoptionView:
+        self._note("adopt", domain, dry_run, live)
+        return AdoptionView(domain, ["vm0"], "--- a\n+++ b\n", ["it changes"], ["its profile"], [])
+
+    async def release(self, domain: str, dry_run: bool, live: bool) -> AdoptionView:
+        self._note("release", domain, dry_run, live)
+        return AdoptionView(domain, [], "", [], [], [])
+
+    def domains(self) -> list[str]:
+        return ["vm1", "vm2"]
 
     async def connect(self, name: str) -> None:
         self._note("connect", name)

@@ -109,6 +109,7 @@ def test_wait_prints_the_nic(evertap: Shell, service: FakeService) -> None:
             ("retarget", "web0", ["name=eth1,mode=vepa", "bridge=br0"], True),
         ),
         (["attach", "web0", "--qmp", "/vm/web0.qmp"], ("attach", "web0", "/vm/web0.qmp")),
+        (["attach", "web0", "--domain", "vm1"], ("attach_domain", "web0", "vm1")),
         (["detach", "web0"], ("detach", "web0")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -131,9 +132,38 @@ def test_attach_sends_the_whole_path_of_the_socket(evertap: Shell, service: Fake
     assert service.calls[0] == ("attach", "web0", path)
 
 
-def test_attach_to_a_libvirt_domain_is_refused_clearly(evertap: Shell) -> None:
-    message = "this version has no libvirt support: give the VM's --qmp SOCKET instead"
-    assert evertap("attach", "web0", "--domain", "web") == (1, "", f"evertap: {message}\n")
+def test_adopt_and_release_take_domains_or_all_of_them(evertap: Shell, service: FakeService) -> None:
+    code, out, _ = evertap("adopt", "vm1", "--live")
+    assert (code, service.calls) == (0, [("adopt", "vm1", False, True)])
+    assert out == "vm1: is adopted (vm0)\n  changes: it changes\n  is lost: its profile\n"
+    code, out, _ = evertap("adopt", "vm1", "--dry-run")
+    assert out.endswith("  is lost: its profile\n--- a\n+++ b\n\n")
+    service.calls.clear()
+    code, out, _ = evertap("release", "--all", "--json")
+    assert [call[1] for call in service.calls] == ["vm1", "vm2"]
+    assert [view["domain"] for view in json.loads(out)["domains"]] == ["vm1", "vm2"]
+    assert evertap("adopt")[0] == 2
+    assert evertap("adopt", "vm1", "--all")[0] == 2
+
+
+def test_the_hook_is_installed_beside_others_and_removed(evertap: Shell) -> None:
+    hooks = evertap.folder / "hooks"
+    code, out, _ = evertap("libvirt-setup", "--hooks-dir", str(hooks))
+    hook = hooks / "qemu.d" / "evertap"
+    assert (code, hook.stat().st_mode & 0o777) == (0, 0o755)
+    assert str(hook) in out
+    assert evertap("libvirt-setup", "--hooks-dir", str(hooks), "--remove")[0] == 0
+    assert not hook.exists()
+    hook.write_text("#!/bin/sh\n# somebody else's\n")
+    code, _, err = evertap("libvirt-setup", "--hooks-dir", str(hooks))
+    assert (code, "was not made by evertap" in err) == (1, True)
+    assert "somebody else" in hook.read_text()
+
+
+def test_the_hook_never_stops_a_vm(evertap: Shell) -> None:
+    for operation in ("prepare", "start", "release", "nonsense"):
+        with evertap.start("libvirt-hook", "vm1", operation, "begin", "-") as process:
+            assert process.wait(20) == 0
 
 
 def test_define_sends_files_by_their_names(evertap: Shell, service: FakeService, web0: Path) -> None:
@@ -289,10 +319,10 @@ def test_file_that_cannot_be_sent_is_2(
 def test_daemon_gets_the_folders_and_its_failure_is_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: list[Path] = []
+    given: list[object] = []
 
-    def refuse(*folders: Path) -> None:
-        given.extend(folders)
+    def refuse(*arguments: object, **options: object) -> None:
+        given.extend(arguments[:3])
         raise EvertapError("another evertap daemon is running")
 
     # A real daemon would go to work in the namespace of the tests.

@@ -22,7 +22,7 @@ from asyncvarlink import (
 from evertap.api import SOCKET
 from evertap.api.errors import NotReachableError, PermissionDeniedError
 from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
-from evertap.model.views import ActionView, EventView, NicView, UplinkView
+from evertap.model.views import ActionView, AdoptionView, EventView, NicView, UplinkView
 
 PATIENCE: Final = 60.0
 """Seconds for an answer; a daemon that needs longer is not reachable."""
@@ -140,6 +140,22 @@ class Client:
         call = _call("Wait", {"name": name, "state": state, "timeout": timeout})
         reply, _ = await self._answer(call, None)
         return _value(reply, NicView)
+
+    async def attach_domain(self, name: str, domain: str) -> None:
+        """Give a libvirt domain, running or not, an interface on the NIC's tap."""
+        await self._tell("AttachDomain", name=name, domain=domain)
+
+    async def adopt(self, domain: str, *, dry_run: bool = False, live: bool = False) -> AdoptionView:
+        """Turn a libvirt domain's direct interfaces into evertap's."""
+        return await self._ask("Adopt", AdoptionView, domain=domain, dry_run=dry_run, live=live)
+
+    async def release(self, domain: str, *, dry_run: bool = False, live: bool = False) -> AdoptionView:
+        """Give a libvirt domain its direct interfaces back."""
+        return await self._ask("Release", AdoptionView, domain=domain, dry_run=dry_run, live=live)
+
+    async def domains(self) -> list[str]:
+        """The names of libvirt's domains."""
+        return await self._ask("Domains", list[str])
 
     async def prepare_domain(self, xml: str) -> None:
         """Make sure of the taps of a libvirt domain that is about to start."""

@@ -20,7 +20,7 @@ from evertap.api.follower import buffered
 from evertap.api.peer import GROUP, Peer, Places, is_user
 from evertap.api.service import Service
 from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
-from evertap.model.views import ActionView, EventView, NicView, UplinkView
+from evertap.model.views import ActionView, AdoptionView, EventView, NicView, UplinkView
 
 _log = logging.getLogger(__name__)
 
@@ -227,6 +227,26 @@ class EvertapInterface(VarlinkInterface, name=NAME):
             nic = self._service.nic(name)
             text = f'NIC "{name}" is {nic.state}, not {state}, after {timeout:g} s: {nic.reason}'
             raise TimedOut(reason=text) from None
+
+    @varlinkmethod
+    async def AttachDomain(self, *, name: str, domain: str) -> None:  # noqa: N802
+        """Give a libvirt domain, running or not, an interface on the NIC's tap."""
+        await self._changing.attach_domain(name, domain)
+
+    @varlinkmethod(return_parameter="adoption")
+    async def Adopt(self, *, domain: str, dry_run: bool, live: bool) -> AdoptionView:  # noqa: N802
+        """Turn a libvirt domain's direct interfaces into evertap's, at its next start or at once (live)."""
+        return await (self._service if dry_run else self._changing).adopt(domain, dry_run, live)
+
+    @varlinkmethod(return_parameter="adoption")
+    async def Release(self, *, domain: str, dry_run: bool, live: bool) -> AdoptionView:  # noqa: N802
+        """Give a libvirt domain its direct interfaces back exactly as they were."""
+        return await (self._service if dry_run else self._changing).release(domain, dry_run, live)
+
+    @varlinkmethod(return_parameter="domains")
+    def Domains(self) -> list[str]:  # noqa: N802
+        """The names of libvirt's domains."""
+        return self._service.domains()
 
     @varlinkmethod
     async def PrepareDomain(self, *, xml: str) -> None:  # noqa: N802

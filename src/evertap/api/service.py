@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from evertap.model.views import ActionView, EventView, NicView, UplinkView
+from evertap.model.views import ActionView, AdoptionView, EventView, NicView, UplinkView
 
 
 class Service(Protocol):
@@ -69,6 +69,18 @@ class Service(Protocol):
 
     async def wait(self, name: str, state: str, timeout: float | None) -> NicView:  # noqa: ASYNC109
         """The NIC once it is in that state; TimeoutError after `timeout` seconds."""
+
+    async def attach_domain(self, name: str, domain: str) -> None:
+        """Give a libvirt domain, running or not, an interface on the NIC's tap."""
+
+    async def adopt(self, domain: str, dry_run: bool, live: bool) -> AdoptionView:
+        """Turn a libvirt domain's direct interfaces into evertap's."""
+
+    async def release(self, domain: str, dry_run: bool, live: bool) -> AdoptionView:
+        """Give a libvirt domain its direct interfaces back."""
+
+    def domains(self) -> list[str]:
+        """The names of libvirt's domains."""
 
     async def prepare_domain(self, xml: str) -> None:
         """Make sure of the taps of a libvirt domain that is about to start."""

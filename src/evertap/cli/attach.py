@@ -8,7 +8,6 @@ import click
 
 from evertap.cli.common import Folders, ask, echo_changed
 from evertap.cli.common import as_json as json_option
-from evertap.model.errors import EvertapError
 
 
 @click.command("attach")
@@ -19,15 +18,22 @@ from evertap.model.errors import EvertapError
     type=click.Path(path_type=Path),
     help="A QMP socket of the running QEMU that nobody else uses: each serves one client.",
 )
-@click.option("--domain", metavar="NAME", help="A libvirt domain; not in this version.")
+@click.option("--domain", metavar="NAME", help="A libvirt domain, running or not.")
 @json_option
 @click.pass_obj
 def command(folders: Folders, nic: str, qmp: Path | None, domain: str | None, as_json: bool) -> None:
-    """Plug a NIC's device into a running QEMU. The guest sees it, even while no uplink exists yet."""
+    """Plug a NIC's device into a running QEMU, or into a libvirt domain.
+
+    The guest sees it, even while no uplink exists yet.
+    """
     if (qmp is None) == (domain is None):
         raise click.UsageError("give either --qmp SOCKET or --domain NAME")
-    if qmp is None:
-        raise EvertapError("this version has no libvirt support: give the VM's --qmp SOCKET instead")
+    if domain is not None:
+        name = domain
+        ask(folders, lambda client: client.attach_domain(nic, name))
+        echo_changed([nic], as_json, f"{nic} is attached to the domain {name}")
+        return
+    assert qmp is not None
     socket = str(qmp.absolute())  # the daemon has another working folder
     ask(folders, lambda client: client.attach(nic, socket))
     echo_changed([nic], as_json, f"{nic} is attached to the QEMU at {socket}")

@@ -1,4 +1,4 @@
-"""What libvirt's domains want of NICs, merged with the definitions' files."""
+"""libvirt's domains as far as they concern evertap, and their NICs merged with those of the files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from evertap.model.domain import Domain
-from evertap.model.domain_nics import nics_of
+from evertap.model.domain_direct import DirectInterface, direct_interfaces
+from evertap.model.domain_nics import nics_of, taps_of, wants_replug
+from evertap.model.domain_parse import tap_names
 from evertap.model.errors import DefinitionError
 from evertap.model.nic import Nic
 from evertap.model.together import Together
@@ -19,43 +21,67 @@ def path_of(uuid: str) -> str:
     return PREFIX + uuid
 
 
+class Entry(NamedTuple):
+    """What a domain means to evertap."""
+
+    domain: Domain
+    nics: dict[str, Nic]  # that its metadata defines
+    problems: list[DefinitionError]
+    taps: frozenset[str]  # that its interfaces stand on, as it runs or will start
+    replug: list[DirectInterface]  # the running ones, if they are to be replugged
+
+
 class Merged(NamedTuple):
     """All NICs, whoever defines them."""
 
     nics: dict[str, Nic]
     homes: dict[str, Domain]  # by NIC: the domain that defines it; the others stand in files
+    idle: dict[str, str]  # by NIC: why only its tap is wanted yet
     problems: list[DefinitionError]
 
 
 class DomainBook:
-    """The domains that define NICs, as libvirt last told of them."""
+    """The domains, as libvirt last told of them. `replug_all`: also those that did not ask for replug."""
 
-    def __init__(self) -> None:
-        self.domains: dict[str, Domain] = {}
-        self._nics: dict[str, dict[str, Nic]] = {}
-        self._problems: dict[str, list[DefinitionError]] = {}
+    def __init__(self, *, replug_all: bool = False) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._on_tap: dict[str, set[str]] = {}
+        self._replug_all = replug_all
 
     def put(self, domain: Domain) -> bool:
-        """Take in a domain; whether evertap has anything to do with it."""
-        nics, problems = nics_of(domain)
-        had = domain.uuid in self.domains
-        if not nics and not problems:
-            self.drop(domain.uuid)
+        """Take in a domain; whether it concerns evertap, or did."""
+        entry = self._read(domain)
+        had = self.drop(domain.uuid)
+        if not any(entry[1:]):
             return had
-        self.domains[domain.uuid] = domain
-        self._nics[domain.uuid] = nics
-        self._problems[domain.uuid] = problems
+        self.entries[domain.uuid] = entry
+        for tap in entry.taps:
+            self._on_tap.setdefault(tap, set()).add(domain.uuid)
         return True
 
     def drop(self, uuid: str) -> bool:
         """Forget a domain; whether it was known."""
-        self._nics.pop(uuid, None)
-        self._problems.pop(uuid, None)
-        return self.domains.pop(uuid, None) is not None
+        entry = self.entries.pop(uuid, None)
+        for tap in entry.taps if entry else ():
+            self._on_tap[tap].discard(uuid)
+        return entry is not None
 
-    def nics_of(self, uuid: str) -> dict[str, Nic]:
-        """The NICs that a domain defines."""
-        return self._nics.get(uuid, {})
+    def on_tap(self, name: str) -> Domain | None:
+        """The domain that has an interface on the NIC's tap; a running one first."""
+        found = [self.entries[uuid].domain for uuid in self._on_tap.get(name, ())]
+        return max(found, key=lambda domain: domain.running, default=None)
+
+    def _read(self, domain: Domain) -> Entry:
+        nics, problems = nics_of(domain)
+        xml = domain.live_xml if domain.running else domain.config_xml
+        try:
+            taps = frozenset(tap_names(xml)) if xml else frozenset()
+            wants = domain.running and bool(xml) and (self._replug_all or wants_replug(domain))
+            replug = direct_interfaces(xml) if wants else []
+        except DefinitionError as problem:
+            return Entry(domain, nics, [*problems, problem], frozenset(), [])
+        # Also those of the next start: their taps have to exist by then.
+        return Entry(domain, {**taps_of(domain), **nics}, problems, taps, replug)
 
     def merge(self, files: Mapping[str, Nic]) -> Merged:
         """The files' NICs and the domains'; a domain's NIC that cannot stand beside the others is refused."""
@@ -63,11 +89,13 @@ class DomainBook:
         for nic in files.values():
             together.add(nic, f"{nic.name}.toml")
         homes: dict[str, Domain] = {}
+        idle: dict[str, str] = {}
         problems: list[DefinitionError] = []
-        for uuid, domain in sorted(self.domains.items(), key=lambda entry: entry[1].name):
+        for entry in sorted(self.entries.values(), key=lambda entry: entry.domain.name):
+            domain, nics, own_problems = entry[:3]
             where = f"domain {domain.name}"
-            problems += self._problems[uuid]
-            for name, nic in self._nics[uuid].items():
+            problems += own_problems
+            for name, nic in nics.items():
                 try:
                     if name in together.nics:
                         other = f"domain {homes[name].name}" if name in homes else f"{name}.toml"
@@ -79,4 +107,6 @@ class DomainBook:
                     problems.append(problem)
                 else:
                     homes[name] = domain
-        return Merged(together.nics, homes, problems)
+                    if domain.running and name not in entry.taps:
+                        idle[name] = f"it is for the next start of the domain {domain.name}"
+        return Merged(together.nics, homes, idle, problems)

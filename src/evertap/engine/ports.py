@@ -103,7 +103,8 @@ class Domains(Protocol):
     """Set by the engine: called with the uuid of a domain that has been undefined and does not run."""
 
     connected: Callable[[str], None]
-    """Set by the engine: called with why there is no connection, or with an empty text when there is one."""
+    """Set by the engine: called with why there is no connection; or with an empty text when there is one,
+    after `changed` has been called for all domains."""
 
     async def set_link(self, uuid: str, mac: str, up: bool) -> None:
         """Let the guest see the carrier of its interface with that MAC up or down (`<link state>`, live)."""
@@ -116,6 +117,9 @@ class Domains(Protocol):
 
     async def define(self, xml: str) -> None:
         """Give a domain another configuration (defineXML)."""
+
+    async def set_metadata(self, uuid: str, xml: str, *, live: bool, config: bool) -> None:
+        """Replace evertap's element in <metadata> (namespace urn:evertap:1); an empty text removes it."""
 
     async def monitor(
         self, uuid: str, command: str, arguments: dict[str, Any], descriptors: Sequence[int] = ()

@@ -70,6 +70,8 @@ class Reconciler:
         self.resyncs = 0
         self.settled: list[Callable[[str], None]] = []
         """Called with the NIC's name whenever one came to rest in a state."""
+        self.host_changed: list[Callable[[], None]] = []
+        """Called when any of the host's interfaces has changed."""
         self._kernel = kernel
         self._vmms = vmms
         self._by_qmp: dict[str, set[str]] = {}
@@ -178,14 +180,19 @@ class Reconciler:
         self._mark((change for event in events if (change := self.seen.fold(event, now))), now)
 
     def _mark(self, changes: Iterable[Change], now: float) -> None:
+        any_host = False
         for change in changes:
             link = change.new or change.old
             host = link is not None and not link.owner
+            any_host = any_host or host
             for name in self.interest.in_change(change, self.seen):
                 if host:
                     self._touch(name, now)
                 else:  # our own doing: no reason to retry early what failed
                     self._dirty.setdefault(name)
+        if any_host:
+            for callback in self.host_changed:
+                callback()
         self._wake()
 
     def _follow_soon(self) -> None:

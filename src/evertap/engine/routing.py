@@ -21,6 +21,8 @@ class Routing:
         self._monitors = monitors
         self._domains = domains
         self._book = book
+        self.mac_of: Callable[[str], str] = _unknown
+        """Set by the engine: the MAC address of a NIC."""
         self._followed: set[str] = set()
         self._changed: Callable[[str, Vmm], None] = _ignore
 
@@ -47,16 +49,15 @@ class Routing:
         """Keep an eye on these QEMUs, and on no other."""
         self._followed = {path for path in paths if path.startswith(PREFIX)}
         self._monitors.follow(paths - self._followed)
-        for domain in self._book.domains.values():
-            self.tell(domain)
+        for entry in self._book.entries.values():
+            self.tell(entry.domain)
 
     def tell(self, domain: Domain) -> None:
         """A domain has started, stopped or changed."""
         path = path_of(domain.uuid)
         if path in self._followed:
-            parts = (
-                frozenset(map(qemu_id, self._book.nics_of(domain.uuid))) if domain.running else frozenset()
-            )
+            entry = self._book.entries.get(domain.uuid)
+            parts = frozenset(map(qemu_id, entry.taps)) if entry and domain.running else frozenset()
             reason = "" if domain.running else f"the domain {domain.name} does not run"
             self._changed(path, Vmm(domain.running, parts, not domain.running, reason))
 
@@ -77,11 +78,10 @@ class Routing:
         if not path.startswith(PREFIX):
             await self._monitors.set_link(path, nic, up)
             return
-        uuid = path.removeprefix(PREFIX)
-        definition = self._book.nics_of(uuid).get(nic)
-        if definition is None or self._domains is None:
-            raise ActionError(f"set the link of {nic}: its domain is not known")
-        await self._domains.set_link(uuid, definition.mac, up)
+        mac = self.mac_of(nic)
+        if self._domains is None or not mac:
+            raise ActionError(f"set the link of {nic}: libvirt is not there")
+        await self._domains.set_link(path.removeprefix(PREFIX), mac, up)
 
     async def announce(self, path: str, nic: str) -> None:
         """As in the port. Of a domain it is not done: use of its monitor would mark it as tainted."""
@@ -99,3 +99,8 @@ class Routing:
 
 def _ignore(path: str, vmm: Vmm) -> None:
     """Before the engine has set its own."""
+
+
+def _unknown(_: str) -> str:
+    """Before the engine has set its own."""
+    return ""

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -25,12 +25,34 @@ from evertap.model.errors import EvertapError, NoSuchNicError
 from evertap.model.links import Link
 from evertap.model.nic import Nic, check_together, parse_nic, parse_uplink, with_uplinks
 from evertap.model.plan import plan
-from evertap.model.views import ActionView, CandidateView, EventView, NicView, UplinkView
+from evertap.model.views import ActionView, AdoptionView, CandidateView, EventView, NicView, UplinkView
 from evertap.model.vmm import Vmm
 
 _log = logging.getLogger(__name__)
 
+_DOMAIN_FOLLOWS: Final = 10.0  # seconds
 _QEMU_ANSWERS: Final = 6.0  # seconds; the adapter itself gives up after 5
+
+
+class Libvirt(Protocol):
+    """libvirt's domains at work (engine.libvirt_side)."""
+
+    known: dict[str, Domain]
+
+    async def attach(self, nic_name: str, domain_name: str) -> None:
+        """Give a domain an interface on the NIC's tap."""
+
+    async def detach(self, nic_name: str) -> bool:
+        """Take it from its domain; whether there is such a domain."""
+
+    async def retarget(self, name: str, uplinks: Sequence[dict[str, str] | str]) -> None:
+        """Change a NIC's uplinks in its domain's metadata."""
+
+    async def adopt(self, name: str, *, dry_run: bool, live: bool) -> AdoptionView:
+        """Turn a domain's direct interfaces into evertap's."""
+
+    async def release(self, name: str, *, dry_run: bool, live: bool) -> AdoptionView:
+        """Give them back."""
 
 
 class Service:
@@ -57,9 +79,11 @@ class Service:
         self._vhost = vhost
         self._files = ThreadPoolExecutor(1, "evertap-files")
         self._order = asyncio.Lock()  # definitions change one after another
-        self._book = book
+        self.book = book
+        self.libvirt: Libvirt | None = None
+        """Set where libvirt is used."""
         self._loaded = Loaded({}, {})
-        self._merged = Merged({}, {}, [])
+        self._merged = Merged({}, {}, {}, [])
         self._live: dict[str, Live] = {}
         self._told: set[str] = set()  # problems of definitions that were logged
 
@@ -67,7 +91,7 @@ class Service:
         """Read the definitions and have the host become as they want it."""
         self._loaded = await self._in_thread(self._definitions.load)
         for domain in await self._in_thread(self._definitions.load_domains):
-            self._book.put(domain)
+            self.book.put(domain)
         self._merge()
         self._live = await self._in_thread(self._load_live, list(self._merged.nics))
         # Wishes of old: an uplink to fall back to has to prove itself again, but nothing else waits.
@@ -162,6 +186,10 @@ class Service:
             raise EvertapError(f'NIC "{name}" has backend "{nic.backend}", so there is no tap to open')
         return self._kernel.open_tap(name, nic.queues)
 
+    def definition(self, name: str) -> Nic:
+        """A NIC as it is defined (NoSuchNicError)."""
+        return self._defined(name)
+
     def owner_of(self, name: str) -> str:
         """The user whom the definition lets open the NIC's tap; empty if none."""
         return self._defined(name).owner
@@ -220,6 +248,33 @@ class Service:
         """Take the NIC's backend down until `connect`."""
         await self._change_live(name, disconnected=True)
 
+    async def attach_domain(self, name: str, domain: str) -> None:
+        """Give a libvirt domain, running or not, an interface on the NIC's tap."""
+        if self._defined(name).backend != "tap":
+            raise EvertapError(f'NIC "{name}" has backend "macvtap"; libvirt can only be given a tap')
+        await self._with_libvirt().attach(name, domain)
+        await self._reconciler.rest([name])
+
+    async def adopt(self, domain: str, dry_run: bool, live: bool) -> AdoptionView:
+        """Turn a libvirt domain's direct interfaces into evertap's, at its next start or at once (`live`)."""
+        return await self._with_libvirt().adopt(domain, dry_run=dry_run, live=live)
+
+    async def release(self, domain: str, dry_run: bool, live: bool) -> AdoptionView:
+        """Give a libvirt domain its direct interfaces back exactly as they were."""
+        return await self._with_libvirt().release(domain, dry_run=dry_run, live=live)
+
+    def domains(self) -> list[str]:
+        """The names of libvirt's domains."""
+        return sorted(domain.name for domain in self._with_libvirt().known.values())
+
+    def _with_libvirt(self) -> Libvirt:
+        if self.libvirt is None:
+            raise EvertapError(
+                "this daemon does not use libvirt: install evertap[libvirt], and do not start it with "
+                "--libvirt-uri none"
+            )
+        return self.libvirt
+
     async def attach(self, name: str, qmp: str) -> None:
         """Plug the NIC's device into the QEMU behind a QMP socket of our own; an uplink need not exist."""
         nic = self._defined(name)
@@ -241,6 +296,8 @@ class Service:
     async def detach(self, name: str) -> None:
         """Unplug the NIC's device from its running QEMU; the definition stays."""
         wanted = self._record(name).wanted
+        if self.libvirt and await self.libvirt.detach(name):
+            return
         if not wanted.qmp:
             raise EvertapError(
                 f'NIC "{name}" is not known to be in a QEMU: attach it, or add [vm] qmp = "/path"'
@@ -283,7 +340,9 @@ class Service:
             check_together(checked, {r.wanted.nic.name: r.wanted.nic for r in self._wishes()}, where)
             await self._change_live(name, uplinks=checked.uplinks, instead_of=nic.uplinks)
             return
-        self._in_file(name)
+        if name in self._merged.homes:
+            await self._retarget_in_domain(nic, wanted)
+            return
         async with self._order:
             await self._in_thread(self._definitions.set_uplinks, name, wanted)
             if name in self._live:
@@ -291,34 +350,58 @@ class Service:
             await self._reload()
         await self._reconciler.rest([name])
 
+    async def _retarget_in_domain(self, nic: Nic, uplinks: list[dict[str, str] | str]) -> None:
+        """The definition stands in a domain's metadata; the NIC follows once libvirt tells of the change."""
+        where = f"retarget {nic.name}"
+        wanted = parse_nic(nic.name, {"mac": nic.mac, "uplinks": uplinks}, where).uplinks
+        followed = asyncio.Event()
+
+        def check(_: str) -> None:
+            if self._defined(nic.name).uplinks == wanted:
+                followed.set()
+
+        self._reconciler.settled.append(check)
+        try:
+            await self._with_libvirt().retarget(nic.name, uplinks)
+            check(nic.name)
+            async with asyncio.timeout(_DOMAIN_FOLLOWS):
+                await followed.wait()
+        finally:
+            self._reconciler.settled.remove(check)
+        await self._reconciler.rest([nic.name])
+
     # libvirt's domains
 
-    async def domain_changed(self, domain: Domain) -> bool:
-        """Take in what libvirt tells of a domain; whether evertap has anything to do with it."""
+    def home_of(self, name: str) -> Domain:
+        """The domain whose metadata defines the NIC (KeyError)."""
+        return self._merged.homes[name]
+
+    async def domains_changed(self, domains: Sequence[Domain], gone: Sequence[str] = ()) -> None:
+        """Take in what libvirt tells of domains, and which ones are no more."""
         async with self._order:
-            before = self._book.domains.get(domain.uuid)
-            if domain == before or not self._book.put(domain):
-                return before is not None
-            if domain.uuid in self._book.domains:
-                await self._in_thread(self._definitions.save_domain, domain)
-            else:
-                await self._in_thread(self._definitions.forget_domain, domain.uuid)
-            await self._remerge()
-            return True
+            changed = False
+            for domain in domains:
+                before = self.book.entries.get(domain.uuid)
+                if (before and before.domain == domain) or not self.book.put(domain):
+                    continue
+                changed = True
+                if domain.uuid in self.book.entries:
+                    await self._in_thread(self._definitions.save_domain, domain)
+                else:
+                    await self._in_thread(self._definitions.forget_domain, domain.uuid)
+            for uuid in gone:
+                if self.book.drop(uuid):
+                    changed = True
+                    await self._in_thread(self._definitions.forget_domain, uuid)
+            if changed:
+                await self._remerge()
 
     async def prepare_domain(self, xml: str) -> None:
         """Make sure of the taps of a domain that is about to start; libvirt need not have told of it yet."""
         domain = parse_domain(xml)
-        if domain.uuid not in self._book.domains:
-            await self.domain_changed(domain)
-        await self._reconciler.rest(tap_names(domain))
-
-    async def domain_gone(self, uuid: str) -> None:
-        """A domain has been undefined and does not run."""
-        async with self._order:
-            if self._book.drop(uuid):
-                await self._in_thread(self._definitions.forget_domain, uuid)
-                await self._remerge()
+        if domain.uuid not in self.book.entries:
+            await self.domains_changed([domain])
+        await self._reconciler.rest(tap_names(xml))
 
     # Inside
 
@@ -333,7 +416,7 @@ class Service:
         if home := self._merged.homes.get(name):
             raise EvertapError(
                 f'NIC "{name}" is defined in the metadata of domain "{home.name}": change it there, with '
-                f"`virsh metadata {home.name} --uri urn:evertap:1 …`, or use --live"
+                f"`virsh metadata {home.name} --uri urn:evertap:1 …`"
             )
 
     def _record(self, name: str) -> Record:
@@ -372,7 +455,7 @@ class Service:
         self._take(asyncio.get_running_loop().time())
 
     def _merge(self) -> None:
-        self._merged = self._book.merge(self._loaded.nics)
+        self._merged = self.book.merge(self._loaded.nics)
         problems = {str(problem) for problem in (*self._loaded.problems.values(), *self._merged.problems)}
         for problem in problems - self._told:
             _log.error("%s", problem)
@@ -385,7 +468,13 @@ class Service:
             if live.uplinks and live.instead_of == nic.uplinks:
                 nic = with_uplinks(nic, live.uplinks)
             record = self._reconciler.nics.get(name)
-            wanted = Wanted(nic, now, live.disconnected, qmp=self._qmp(nic, live))
+            wanted = Wanted(
+                nic,
+                now,
+                live.disconnected,
+                idle=self._merged.idle.get(name, ""),
+                qmp=self._qmp(nic, live),
+            )
             if record is None or record.wanted.removed:
                 self._journal.record(name, "defined", None, "")
             elif msgspec.structs.replace(record.wanted, since=now) == wanted:
@@ -399,8 +488,8 @@ class Service:
 
     def _qmp(self, nic: Nic, live: Live) -> str:
         """The QMP socket for the NIC, or what stands for its domain; none where QEMU has no part in it."""
-        if home := self._merged.homes.get(nic.name):
-            return path_of(home.uuid)
+        if domain := self.book.on_tap(nic.name):
+            return path_of(domain.uuid)
         needed = nic.backend == "macvtap" or nic.guest_link != "keep" or nic.multicast == "guest"
         return live.qmp or nic.vm.qmp or (f"{self._qmp_folder}/{nic.name}" if needed else "")
 

@@ -1,6 +1,7 @@
 """A libvirtd of one's own, with folders and processes that the host never sees, and a guest run by it."""
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -8,7 +9,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,12 @@ from evertap.lab.netns import Namespace
 from evertap.lab.qemu import GUEST_IPV4, GUEST_IPV6, command_line
 
 _START = 20.0  # seconds
+
+# Private, so that no mount gets out, not even into the namespace that we start from.
+_UNSHARE = (
+    *("unshare", "--mount", "--propagation=private"),
+    *("--pid", "--fork", "--kill-child", "--mount-proc", "--"),
+)
 
 # No virtlogd, no cgroups (which here are the host's) and no mount namespaces that would hide /tmp's sockets.
 _QEMU_CONF = """\
@@ -69,7 +76,7 @@ exec env --ignore-signal=CHLD cat
 """
 
 # Removes the folder if we are killed; of a session of its own, so that no Ctrl-C ends it.
-_SWEEPER = 'cat; sleep 0.5; rm -rf -- "$1"'
+_SWEEPER = 'cat > /dev/null; sleep 0.5; rm -rf -- "$1"'
 
 
 class Libvirtd:
@@ -91,18 +98,18 @@ class Libvirtd:
             (self.path / name).mkdir()
         (self.path / "nothing").touch()
         (self.path / "etc/qemu.conf").write_text(_QEMU_CONF)
-        (self.path / "etc/libvirtd.conf").write_text(f"keepalive_interval = {keepalive}\n")
+        (self.path / "etc/libvirtd.conf").write_text(
+            f'keepalive_interval = {keepalive}\nlog_outputs = "3:file:{self.path}/log/libvirtd.log"\n'
+        )
         self._sweeper = subprocess.Popen(
             ["sh", "-c", _SWEEPER, "evertap-lab", str(self.path)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
+        self._pidfd = -1
         self._init = namespace.popen(
-            # Private, so that no mount gets out, not even into the namespace that we start from.
-            ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-            + ["sh", "-c", _INIT, "evertap-lab", str(self.path)],
+            [*_UNSHARE, "sh", "-c", _INIT, "evertap-lab", str(self.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -127,7 +134,7 @@ class Libvirtd:
     @property
     def pid(self) -> int:
         """libvirtd's process, as it is seen from here."""
-        if self._process is None:
+        if not self._pid:
             raise LabError("libvirtd does not run")
         return self._pid
 
@@ -139,34 +146,27 @@ class Libvirtd:
 
     def start(self) -> None:
         """Start libvirtd and wait until it answers."""
-        if self._process is not None:
+        if self._pid:
             raise LabError("libvirtd runs already")
-        # The mounts are unshare's as well, and its children's process namespace is the one.
+        # The mounts are unshare's as well, and its children's process namespace is the one. As a daemon
+        # libvirtd leaves nsenter, which would stop itself whenever libvirtd is stopped.
         there = f"/proc/{self._init.pid}/ns"
         enter = ("nsenter", f"--mount={there}/mnt", f"--pid={there}/pid_for_children", "--")
-        with (self.path / "log" / "libvirtd.log").open("ab") as log:
-            self._process = self._namespace.popen(
-                [*enter, "libvirtd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + _START
-        while self._process.poll() is None and time.monotonic() < deadline:
-            if self._find():
-                self.virsh("version", timeout=_START)
-                return
-            time.sleep(0.01)
-        self.kill()
-        raise LabError(f"libvirtd did not start:\n{self.log}")
-
-    def _find(self) -> bool:
-        """Learn the daemon's pid: the kernel translates the socket's listener's to our namespace."""
+        self._namespace.run(*enter, "libvirtd", "--daemon", timeout=_START)
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(str(self.socket))
-            except OSError:
-                return False
+            except OSError as error:
+                raise LabError(f"libvirtd did not start: {error}\n{self.log}") from None
+            # The listener's pid, which the kernel translates to our namespace.
             answer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         self._pid = struct.unpack("3i", answer)[0]
-        return self._pid != 0
+        self._pidfd = os.pidfd_open(self._pid)
+        try:
+            self.virsh("version", timeout=_START)
+        except LabError as error:
+            self.kill()
+            raise LabError(f"libvirtd did not start: {error}\n{self.log}") from None
 
     def stop(self) -> None:
         """Stop libvirtd gently; its domains run on."""
@@ -183,26 +183,20 @@ class Libvirtd:
     def resume(self) -> None:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)  # nsenter stops when its child does
 
     def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
+        if not self._pid:
             return
-        if process.poll() is None and self._pid:
-            for pid in (self._pid, process.pid):
-                os.kill(pid, signal.SIGCONT)
-            os.kill(self._pid, number)
-        elif process.poll() is None:
-            process.kill()
-        self._pid = 0
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise LabError(f"libvirtd ignored {number.name}:\n{self.log}") from None
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
+        ended, _, _ = select.select([self._pidfd], [], [], 10)
+        if not ended:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        os.close(self._pidfd)
+        self._pid, self._pidfd = 0, -1
+        if not ended:
+            raise LabError(f"libvirtd ignored {number.name}:\n{self.log}")
 
     def try_virsh(self, *arguments: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
         """Run a virsh command to its end, whatever that is."""
@@ -285,10 +279,6 @@ class Libvirtd:
 
     def close(self) -> None:
         """End libvirtd and all domains, and remove the folders. May be called twice."""
-        process, self._process = self._process, None
-        if process is not None:
-            # After `pause`. Nobody else buries libvirtd, and until then its namespace does not end.
-            process.send_signal(signal.SIGCONT)
         init = self._init
         for stream in (init.stdin, init.stdout, init.stderr):
             if stream is not None:
@@ -298,8 +288,9 @@ class Libvirtd:
         except subprocess.TimeoutExpired:
             init.kill()
             init.wait()
-        if process is not None:
-            process.wait()
+        if self._pid:
+            os.close(self._pidfd)
+            self._pid, self._pidfd = 0, -1
         self._folder.cleanup()
         self._sweeper.kill()
         self._sweeper.wait()

@@ -22,10 +22,14 @@ _START = 10.0  # seconds
 
 
 class Trial:
-    """Runs `evertap daemon` in `namespace` with folders of its own, which go when it is closed."""
+    """Runs `evertap daemon` in `namespace` with folders of its own, which go when it is closed.
 
-    def __init__(self, namespace: Namespace) -> None:
+    It follows the libvirt of `libvirt_uri`, by default none: the host's own is no business of a laboratory.
+    """
+
+    def __init__(self, namespace: Namespace, libvirt_uri: str = "none") -> None:
         self._namespace = namespace
+        self._libvirt_uri = libvirt_uri
         self._folder = tempfile.TemporaryDirectory(prefix="evertap-")
         self.path = Path(self._folder.name)
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -51,7 +55,7 @@ class Trial:
         """Start the daemon and wait until it answers. LabError, with what it said, if it does not."""
         with (self.path / "daemon.log").open("ab") as log:
             self._daemon = self._namespace.popen(
-                [*self.command, "daemon"],
+                [*self.command, "daemon", "--libvirt-uri", self._libvirt_uri],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -26,6 +26,7 @@ class Wanted(msgspec.Struct, frozen=True):
     )  # when this became the wish: an uplink good since before needs no failback delay
     disconnected: bool = False  # by the administrator
     removed: bool = False  # the definition is gone; the tap stays while a VM holds it
+    idle: str = ""  # why only its tap is wanted yet
     qmp: str = ""  # the QMP socket of the VM, if there is one for us
 
 

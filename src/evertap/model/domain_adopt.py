@@ -17,10 +17,10 @@ from evertap.model.domain_xml import (
     Document,
     Element,
     attribute,
+    attributes,
     domain,
     interfaces,
     mac_of,
-    shifted,
 )
 from evertap.model.errors import DefinitionError
 from evertap.model.nic import parse_nic
@@ -72,8 +72,7 @@ def adopt(config_xml: str, names: Collection[str], mtus: Mapping[str, int] | Non
         told.nics[interface.mac] = name
         told.changes.extend(f"interface {interface.mac}: {text}" for text in _news(name, interface, fields))
         told.losses.extend(f"interface {interface.mac}: {text}" for text in _lost(element))
-        original = shifted(document.source(element), document.indent(element), " " * 10)
-        elements.append(_nic_lines(interface, fields, original))
+        elements.append(_nic_lines(interface, fields))
         _rewrite(element, name, changes)
     if not told.nics:
         return told
@@ -130,10 +129,7 @@ def _obstacle(name: str, interface: DirectInterface, fields: Mapping[str, str], 
 def _news(name: str, interface: DirectInterface, fields: Mapping[str, str]) -> Iterator[str]:
     yield f'becomes NIC "{name}" with uplink {interface.source} in mode {interface.mode}'
     if interface.trusts_guest:
-        yield (
-            'trustGuestRxFilters=\'yes\' becomes multicast="guest" and spoof_check="false", '
-            "which libvirt has no part in"
-        )
+        yield 'trustGuestRxFilters=\'yes\' becomes multicast="guest" and spoof_check="false"'
     elif "spoof_check" not in fields:
         yield (
             "frames that bear another source MAC address than the NIC's are dropped from now on; "
@@ -174,13 +170,13 @@ def _rewrite(interface: Element, name: str, changes: Changes) -> None:
             changes.remove(outbound if child.first("inbound") else child)
 
 
-def _nic_lines(interface: DirectInterface, fields: Mapping[str, str], original: str) -> list[str]:
+def _nic_lines(interface: DirectInterface, fields: Mapping[str, str]) -> list[str]:
+    # As text: libvirt lays out elements anew, and `virsh metadata` takes them into evertap's namespace.
+    original = interface.xml.replace("]]>", "]]]]><![CDATA[>")
     return [
-        f"<evertap:nic {' '.join(attribute(*field) for field in fields.items())}>",
-        f"  <evertap:uplink {attribute('name', interface.source)}/>",
-        "  <evertap:original>",
-        f"    {original}",
-        "  </evertap:original>",
+        f"<evertap:nic {attributes(fields)}>",
+        f"  <evertap:uplink {attributes({'name': interface.source})}/>",
+        f"  <evertap:original><![CDATA[{original}]]></evertap:original>",
         "</evertap:nic>",
     ]
 
@@ -192,12 +188,12 @@ def _add(
     lines = [line for element in elements for line in element]
     if nics and not nics.empty:
         if not document.source(nics).startswith("<evertap:"):
-            bound = f"<evertap:nic {attribute('xmlns:evertap', URI)} "
+            bound = f"<evertap:nic {attributes({'xmlns:evertap': URI})} "
             lines = [line.replace("<evertap:nic ", bound, 1) for line in lines]
         changes.append(nics, "\n".join(" " * 6 + line for line in lines))
         return
     given = nics.attributes if nics else {}
-    head = " ".join(attribute(*pair) for pair in {"xmlns:evertap": URI, **given}.items())
+    head = attributes({"xmlns:evertap": URI, **given})
     block = "\n".join([f"<evertap:nics {head}>", *(" " * 6 + line for line in lines), "    </evertap:nics>"])
     metadata = root.first("metadata")
     if nics:
@@ -230,22 +226,27 @@ def release(xml: str) -> Adoption:
             told.left.append(f"interface {mac}: it was not adopted, so there is nothing to give back")
             continue
         current = [each for each in interfaces(root) if mac_of(each) == mac]
-        if len(original.children) != 1 or len(current) > 1:
+        if len(current) > 1 or not _is_interface(original.text.strip()):
             told.left.append(f"interface {mac}: which it was cannot be told. Correct the <metadata> by hand")
             continue
         done.append(nic)
         if not current:
             told.losses.append(f"interface {mac}: it was removed from the domain since, and stays so")
             continue
-        kept = original.children[0]
-        text = shifted(document.source(kept), document.indent(kept), document.indent(current[0]))
-        changes.replace(current[0], text)
+        changes.replace(current[0], original.text.strip())
         told.nics[mac] = current[0].get("target", "dev")
         told.changes.append(f"interface {mac}: is what it was before")
     if nics is None or not done:
         return told
     _take_out(root, nics, done, document, changes)
     return msgspec.structs.replace(told, xml=changes.result())
+
+
+def _is_interface(text: str) -> bool:
+    try:
+        return Document(text, "").root.tag == "interface"
+    except DefinitionError:
+        return False
 
 
 def _take_out(

@@ -164,7 +164,7 @@ def _uplinks(element: Element, file: str, field: str) -> list[dict[str, str]]:
 
 
 def _value(key: str, text: str) -> Any:
-    """An attribute's text as TOML would give it. What does not look like its type stays text: refused later."""
+    """An attribute's text as TOML would give it. What does not look like its type stays text."""
     kind = _TYPES[key]
     if kind is bool:
         return _WORDS.get(text, text)

@@ -17,9 +17,9 @@ def parse_domain(xml: str) -> Domain:
     return Domain(uuid=uuid.text.strip(), name=name.text.strip(), config_xml=xml)
 
 
-def tap_names(domain: Domain) -> list[str]:
-    """The taps that the domain's description expects to find."""
-    root = parse(domain.config_xml, f"domain {domain.name}").root
+def tap_names(xml: str) -> list[str]:
+    """The taps that a domain's description expects to find (DefinitionError if it is none)."""
+    root = parse(xml, "the domain's XML").root
     return [
         interface.get("target", "dev")
         for interface in interfaces(root)

@@ -62,12 +62,6 @@ class Document:
         """An element as it is written."""
         return self.data[element.start : element.end].decode()
 
-    def indent(self, element: Element) -> str:
-        """The white space before an element on its line; empty if anything else stands there."""
-        line = self.data.rfind(b"\n", 0, element.start) + 1
-        before = self.data[line : element.start]
-        return before.decode() if line and not before.strip(b" \t") else ""
-
 
 def _parse(data: bytes, file: str) -> Element:
     parser = expat.ParserCreate("utf-8", "}")
@@ -167,16 +161,19 @@ class Changes:
         return place
 
 
+_ESCAPES: Final = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", "'": "&apos;", '"': "&quot;", "\n": "&#10;", "\t": "&#9;", "\r": "&#13;"}
+)
+
+
 def attribute(name: str, value: str) -> str:
-    """An attribute as libvirt writes it."""
-    escapes = {"&": "&amp;", "<": "&lt;", "'": "&apos;", "\n": "&#10;", "\t": "&#9;", "\r": "&#13;"}
-    return f"{name}='{''.join(escapes.get(letter, letter) for letter in value)}'"
+    """An attribute as libvirt writes its own."""
+    return f"{name}='{value.translate(_ESCAPES)}'"
 
 
-def shifted(text: str, old: str, new: str) -> str:
-    """An element's text moved from one indentation to another; its first line is where the caller puts it."""
-    first, *rest = text.split("\n")
-    return "\n".join([first, *(new + line.removeprefix(old) for line in rest)])
+def attributes(values: Mapping[str, str]) -> str:
+    """Attributes as they stand in a <metadata>."""
+    return " ".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in values.items())
 
 
 def domain(text: str, file: str) -> Document:

@@ -61,17 +61,17 @@ def _plan_tap(view: View, now: float) -> Plan:
         # tap beside them.
         actions = [*(remove(device, view.seen) for device in view.devices), *actions]
         view = view._replace(tap=None, splicing=None, devices=[])
-    if wanted.disconnected:
-        return Plan("disconnected", None, _by_admin(nic.name), view.found, [*actions, *tear_down_tap(view)])
+    if wanted.disconnected or wanted.idle:
+        return Plan("disconnected", None, _why_not(wanted), view.found, [*actions, *tear_down_tap(view)])
     view, again_at = _with_goal(view, now)
     actions += connect_tap(view)
     return _outcome(view, actions, again_at, bool(view.splicing), "")
 
 
 def _plan_macvtap(view: View, now: float) -> Plan:
-    if view.wanted.disconnected:
+    if view.wanted.disconnected or view.wanted.idle:
         actions = [*unplug_all(view), *tear_down_tap(view)]
-        return Plan("disconnected", None, _by_admin(view.nic.name), view.found, actions)
+        return Plan("disconnected", None, _why_not(view.wanted), view.found, actions)
     view, again_at = _with_goal(view, now)
     return _outcome(view, list(connect_macvtap(view)), again_at, True, obstacle(view))
 
@@ -92,8 +92,10 @@ def _outcome(view: View, actions: list[Action], again_at: float, ready: bool, hi
     return Plan("waiting", None, reason, found, actions, again_at)
 
 
-def _by_admin(name: str) -> str:
-    return f"disconnected by the administrator; `evertap connect {name}` ends it"
+def _why_not(wanted: Wanted) -> str:
+    if wanted.disconnected:
+        return f"disconnected by the administrator; `evertap connect {wanted.nic.name}` ends it"
+    return wanted.idle
 
 
 def why_waiting(found: list[Candidate]) -> str:

@@ -62,6 +62,18 @@ class ActionView:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptionView:
+    """What `adopt` or `release` does, or would do, to a domain."""
+
+    domain: str
+    nics: list[str]
+    difference: str  # of the domain's configuration, as a unified diff
+    changes: list[str]
+    losses: list[str]  # what cannot be kept
+    left: list[str]  # interfaces that stay as they are, and why
+
+
+@dataclass(frozen=True, slots=True)
 class EventView:
     """One thing that happened to a NIC."""
 
