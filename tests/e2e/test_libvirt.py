@@ -179,17 +179,19 @@ def test_a_libvirtd_that_hangs_delays_no_nic(scene: Scene) -> None:
         guest.boot()
         scene.reachable()
         scene.libvirtd.pause()
-        scene.lab.remove("eth0")
-        scene.wait_for("waiting")
-        for _ in range(3):
-            scene.lab.uplink("eth1")
-            scene.wait_for("connected", "eth1", "vm1")
-            scene.lab.remove("eth1")
-            scene.wait_for("waiting", None, "vm1")
+        try:
+            scene.lab.remove("eth0")
+            scene.wait_for("waiting")
+            for _ in range(3):
+                scene.lab.uplink("eth1")
+                scene.wait_for("connected", "eth1", "vm1")
+                scene.lab.remove("eth1")
+                scene.wait_for("waiting", None, "vm1")
+        finally:
+            scene.libvirtd.resume()
         latencies = [event["latency_ms"] for event in scene.trial.events("vm1") if "latency_ms" in event]
         assert max(latencies) < 500
         scene.lab.uplink("eth0")
-        scene.libvirtd.resume()
         scene.reachable()
         until(lambda: guest.sh("cat /sys/class/net/eth0/carrier").strip() == "1")
 
@@ -320,7 +322,7 @@ def test_replug_gives_a_stock_direct_interface_its_network_back(scene: Scene) ->
             "--key",
             "evertap",
             "--set",
-            change,
+            bare(change),
             "--live",
             "--config",
         )

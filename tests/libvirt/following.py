@@ -77,7 +77,7 @@ def follow(
                 await following.domains.close()
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left
-        assert not failures
+        assert not failures, failures
         assert not following.wrong
         return result
 

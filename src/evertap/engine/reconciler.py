@@ -267,6 +267,9 @@ class Reconciler:
             elif actions == record.done:
                 self._failed(record, ActionError(f"{actions[0]}: the kernel agreed but nothing changed"), now)
             else:
+                if _only_links(actions):
+                    # What the NIC is does not hang on how long it takes to tell its guest.
+                    self._tell(record)
                 work.append((record, actions))
         if work:
             self._perform(work)
@@ -304,7 +307,8 @@ class Reconciler:
                 had = self.seen.multicast.get(action.index, frozenset())
                 self.seen.multicast[action.index] = (had | action.add) - action.remove
         slow = list(takewhile(_is_slow_and_ready, rest))
-        if slow:
+        # The guest's link comes by a plan of its own, when it is known what the NIC is.
+        if slow and (not _only_links(slow) or slow == actions):
             self._start_slow(record, slow)
         self._dirty.setdefault(name)
 
@@ -411,15 +415,21 @@ class Reconciler:
         due = record.retry_at if record.error else record.plan.again_at
         if due < float("inf"):
             self._set_timer(record, due)
+        self._tell(record)
+
+    def _tell(self, record: Record) -> None:
+        """Have it known what the NIC is now."""
         self._journal_change(record)
         record.touched_at = None
         for callback in list(self.settled):
-            callback(name)
+            callback(record.wanted.nic.name)
 
     def _journal_change(self, record: Record) -> None:
         state, reason = record.plan.state, record.plan.reason
         uplink = record.plan.uplink.name if record.plan.uplink else None
-        if record.error:
+        if record.error and _only_links(record.plan.actions):
+            reason = "; ".join(filter(None, (reason, str(record.error))))
+        elif record.error:
             reason = str(record.error)
             state = state if state == "connected" else "failed"
         name = record.wanted.nic.name
@@ -463,6 +473,11 @@ class Reconciler:
             known.pop(name, None)
         for callback in list(self.settled):
             callback(name)
+
+
+def _only_links(actions: list[Action]) -> bool:
+    """Whether all that is left to do is to tell the guest of its link."""
+    return bool(actions) and all(isinstance(action, SetGuestLink) for action in actions)
 
 
 def _is_slow_and_ready(action: Action) -> bool:

@@ -1,4 +1,8 @@
-"""One open connection to libvirt and its events. Its functions are called in a thread (see Threads)."""
+"""One open connection to libvirt, and its events. Its functions are called in a thread (see Threads).
+
+A connection is used by one thread at a time: libvirt's client can lose the wake-up of a second thread, which
+then waits until the first one's call returns (seen with 9.0), and has had worse (CVE-2024-4418).
+"""
 
 from __future__ import annotations
 
@@ -28,17 +32,26 @@ _OPTIONAL = (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG)
 
 
 class Connection:
-    """Opens the connection. `heard` and `lost` are called from whatever thread libvirt likes.
+    """Opens the connection; raises libvirtError. `close` has to be called, in a thread as well."""
 
-    Raises libvirtError. `close` has to be called, in a thread as well.
-    """
-
-    def __init__(self, uri: str, heard: Heard, lost: Callable[[str], None]) -> None:
+    def __init__(self, uri: str) -> None:
         self._conn = libvirt.open(uri)
         self._events: list[int] = []
+        self._listens = False
+        self._version = 0
+
+    @classmethod
+    def listening(cls, uri: str, heard: Heard, lost: Callable[[str], None]) -> Connection:
+        """One with events: `heard` and `lost` are called from whatever thread libvirt likes."""
+        made = cls(uri)
+        made._listen(heard, lost)
+        return made
+
+    def _listen(self, heard: Heard, lost: Callable[[str], None]) -> None:
         try:
-            self.version: int = self._conn.getLibVersion()
+            self._version = self._conn.getLibVersion()
             self._conn.registerCloseCallback(_closed, lost)
+            self._listens = True
             for event, callback in _CALLBACKS.items():
                 try:
                     self._events.append(self._conn.domainEventRegisterAny(None, event, callback, heard))
@@ -54,10 +67,19 @@ class Connection:
         for event in self._events:
             with suppress(libvirt.libvirtError):
                 self._conn.domainEventDeregisterAny(event)
-        with suppress(libvirt.libvirtError):
-            self._conn.unregisterCloseCallback()
+        if self._listens:
+            with suppress(libvirt.libvirtError):
+                self._conn.unregisterCloseCallback()
         with suppress(libvirt.libvirtError):
             self._conn.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether libvirt has not closed it yet, as far as is known."""
+        try:
+            return bool(self._conn.isAlive())
+        except libvirt.libvirtError:
+            return False
 
     def probe(self) -> None:
         """A question that libvirt answers without any QEMU."""
@@ -121,8 +143,8 @@ class Connection:
 
     @property
     def takes_descriptors(self) -> bool:
-        """Whether both sides know qemuMonitorCommandWithFiles."""
-        ours = min(libvirt.getVersion(), self.version)
+        """Whether both sides know qemuMonitorCommandWithFiles; of a listening connection."""
+        ours = min(libvirt.getVersion(), self._version)
         return ours >= WITH_FILES and hasattr(libvirt_qemu, "qemuMonitorCommandWithFiles")
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from evertap.libvirt import pump, sockets
-from evertap.libvirt.connection import Connection, Kind
+from evertap.libvirt.connection import Connection
 from evertap.libvirt.limits import Limits
+from evertap.libvirt.session import CHANGES, Session
 from evertap.libvirt.threads import RefusedError, Threads
 from evertap.model.domain import Domain
 from evertap.model.errors import ActionError
@@ -21,8 +22,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _CHUNK = 16  # domains that are read in one call
-# libvirtd serves 5 calls of a connection at a time (max_client_requests); two are left for reading.
-_CHANGES = 3
 
 
 class LibvirtDomains:
@@ -43,7 +42,7 @@ class LibvirtDomains:
         self._limits = limits or Limits()
         self._known: dict[str, Domain] = {}
         self._reason: str | None = None  # what `connected` was called with last
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._stuck: dict[str, asyncio.Future[Any]] = {}  # a domain's call that has not returned in time
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Future[None] | None = None
@@ -52,7 +51,7 @@ class LibvirtDomains:
         """Begin. Call it from the event loop."""
         pump.start()
         self._threads = Threads()
-        self._changes = asyncio.Semaphore(_CHANGES)
+        self._changes = asyncio.Semaphore(CHANGES)
         self._touched = asyncio.Event()
         self._tasks = [
             asyncio.create_task(
@@ -104,10 +103,10 @@ class LibvirtDomains:
 
     async def _connect(self) -> str:
         """Connect and stay connected; why that ended."""
-        session = _Session(asyncio.get_running_loop())
+        session = Session(asyncio.get_running_loop(), self._uri)
         there = sockets.identify(self._paths)
         opening = self._threads.start(
-            lambda: Connection(self._uri, session.hear_from_thread, session.lose_from_thread)
+            partial(Connection.listening, self._uri, session.hear_from_thread, session.lose_from_thread)
         )
         try:
             await asyncio.wait({opening}, timeout=self._limits.answer)
@@ -134,6 +133,8 @@ class LibvirtDomains:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             session.lose("evertap has closed the connection")
+            # In two threads: whatever hangs, the other one is closed.
+            self._threads.start(session.channels.close)
             self._closing = self._threads.start(connection.close)
 
     async def _opened_or_replaced(
@@ -171,26 +172,27 @@ class LibvirtDomains:
 
     # What is known
 
-    async def _read(self, session: _Session) -> None:
+    async def _read(self, session: Session) -> None:
         """Read all domains, then those that events name, until libvirt hangs or fails."""
-        session.outdated |= await self._ask(session.connection.uuids)
+        session.outdated |= await self._ask(session, session.connection.uuids)
         session.outdated |= self._known.keys()
         self._session = session
         while True:
             while session.outdated:
                 wanted = [session.outdated.pop() for _ in range(min(_CHUNK, len(session.outdated)))]
-                self._note(await self._ask(partial(session.connection.read, wanted)))
+                self._note(await self._ask(session, partial(session.connection.read, wanted)))
             self._say("")
             await session.news.wait()
             session.news.clear()
 
-    async def _ask(self, work: Callable[[], _T]) -> _T:
+    async def _ask(self, session: Session, work: Callable[[], _T]) -> _T:
         """A question that libvirt answers without any QEMU: otherwise libvirt itself hangs."""
-        future = self._threads.start(work)
-        await asyncio.wait({future}, timeout=self._limits.answer)
-        if not future.done():
-            raise ActionError(self._silent())
-        return await future
+        async with session.asking:
+            future = self._threads.start(work)
+            await asyncio.wait({future}, timeout=self._limits.answer)
+            if not future.done():
+                raise ActionError(self._silent())
+            return await future
 
     def _note(self, found: dict[str, Domain | None]) -> None:
         for uuid, domain in found.items():
@@ -275,7 +277,7 @@ class LibvirtDomains:
         known = self._known.get(uuid)
         return f"{what}, domain {known.name if known else uuid}" if uuid else what
 
-    def _present(self, what: str, uuid: str) -> _Session:
+    def _present(self, what: str, uuid: str) -> Session:
         if self._session is None:
             raise ActionError(f"{self._step(what, uuid)}: {self._reason or 'not connected to libvirt yet'}")
         return self._session
@@ -293,7 +295,7 @@ class LibvirtDomains:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.answer), self._changes:
                 session = self._present(what, uuid)
-                future = self._threads.start(lambda: work(session.connection))
+                future = self._threads.start(partial(session.channels.carry_out, work))
                 if begun is not None:
                     begun()
                 await asyncio.wait({future})
@@ -318,75 +320,10 @@ class LibvirtDomains:
             if self._session is not None and uuid:
                 self._session.mark(uuid)
 
-    async def _probe(self, session: _Session) -> None:
+    async def _probe(self, session: Session) -> None:
         """Tell a libvirt that hangs from one whose call waits for a QEMU that does."""
-        future = self._threads.start(session.connection.probe)
-        await asyncio.wait({future}, timeout=self._limits.probe)
-        if not future.done():
-            session.lose(self._silent())
-
-
-class _Session:
-    """One connection: what it has said that is not dealt with yet, and who waits for what."""
-
-    connection: Connection
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.outdated = set[str]()
-        self.news = asyncio.Event()
-        self.lost: asyncio.Future[str] = loop.create_future()
-        self._loop = loop
-        self._departures: dict[tuple[str, str], asyncio.Future[str]] = {}
-        self._doubt: asyncio.Task[None] | None = None
-
-    def hear_from_thread(self, kind: Kind, uuid: str, alias: str) -> None:
-        """Called by libvirt, in its thread."""
-        with suppress(RuntimeError):  # the loop was closed
-            self._loop.call_soon_threadsafe(self._hear, kind, uuid, alias)
-
-    def lose_from_thread(self, reason: str) -> None:
-        """Called by libvirt, in any thread."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.lose, reason)
-
-    def _hear(self, kind: Kind, uuid: str, alias: str) -> None:
-        self.mark(uuid)
-        for (of, device), left in self._departures.items():
-            if of == uuid and not left.done():
-                if kind == "ended" or (kind == "removed" and device == alias):
-                    left.set_result("")
-                elif kind == "kept" and device == alias:
-                    left.set_result("the guest refuses to let go of it")
-
-    def mark(self, uuid: str) -> None:
-        """Something about the domain has changed: it is to be read."""
-        self.outdated.add(uuid)
-        self.news.set()
-
-    def lose(self, reason: str) -> None:
-        """The connection is of no use any more: nobody need wait for events."""
-        if not self.lost.done():
-            self.lost.set_result(reason)
-        for left in self._departures.values():
-            if not left.done():
-                left.set_result(reason)
-        if self._doubt is not None and self._doubt is not asyncio.current_task():
-            self._doubt.cancel()
-
-    def doubt(self, probe: Any) -> None:
-        """Find out whether libvirt itself hangs, unless that is being done."""
-        if self._doubt is None or self._doubt.done():
-            self._doubt = asyncio.create_task(probe)
-        else:
-            probe.close()
-
-    @contextmanager
-    def departure(self, uuid: str, alias: str) -> Iterator[asyncio.Future[str]]:
-        """A future of what hinders the device's departure: nothing (an empty text) once it is gone."""
-        left: asyncio.Future[str] = self._loop.create_future()
-        self._departures[uuid, alias] = left
-        try:
-            yield left
-        finally:
-            if self._departures.get((uuid, alias)) is left:
-                del self._departures[uuid, alias]
+        async with session.asking:
+            future = self._threads.start(session.connection.probe)
+            await asyncio.wait({future}, timeout=self._limits.probe)
+            if not future.done():
+                session.lose(self._silent())
