@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -93,3 +94,11 @@ def qemu(name: str) -> int:
                 if any(word.startswith(b"guest=%s," % name.encode()) for word in words):
                     return int(entry.name)
     raise AssertionError(f"no QEMU of {name}")
+
+
+def until_now(condition: Callable[[], bool], within: float = 5) -> None:
+    """The same without an event loop."""
+    deadline = time.monotonic() + within
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()

@@ -41,7 +41,7 @@ def test_refusals_say_what_and_why(libvirtd: Libvirtd, blank: Blank) -> None:
             await following.domains.set_link(blank.uuid, OTHER, False)
         with pytest.raises(ActionError, match="define: missing name information"):
             await following.domains.define("<domain/>")
-        with pytest.raises(ActionError, match=r"attach, domain blank: .*XML"):
+        with pytest.raises(ActionError, match=r"attach, domain blank: .*<nonsense"):
             await following.domains.attach(blank.uuid, "<nonsense", live=True, config=False)
         with pytest.raises(ActionError, match=r"detach, domain blank: .*not found"):
             await following.domains.detach(blank.uuid, card(OTHER), live=True, config=False)

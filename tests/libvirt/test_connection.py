@@ -148,6 +148,8 @@ def test_nothing_is_left_of_ten_lost_connections(mended: Libvirtd, paused: Blank
             await until(lambda: following.reasons[-1] != "")
             await asyncio.to_thread(mended.start)
             await following.connected()
+            await following.domains.set_link(paused.uuid, MAC, False)
+            await following.domains.set_link(paused.uuid, MAC, True)
 
         for _ in range(3):  # until all threads are there that are used at a time
             await again()
@@ -155,12 +157,10 @@ def test_nothing_is_left_of_ten_lost_connections(mended: Libvirtd, paused: Blank
         before = count()
         for _ in range(10):
             await again()
-            await following.domains.set_link(paused.uuid, MAC, False)
-            await following.domains.set_link(paused.uuid, MAC, True)
         await asyncio.sleep(0.1)
         after = count()
-        assert after[0] <= before[0] + 1
-        assert after[1] <= before[1] + 2
+        assert after[0] == before[0]
+        assert after[1] <= before[1] + 2  # one more at a time, by chance, but not ten
 
     follow(mended.uri, body)
 

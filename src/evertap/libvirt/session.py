@@ -1,4 +1,4 @@
-"""One connection's life: what it has said that is not dealt with yet, who waits for what, and its channels."""
+"""One connection's life: what it has said that is not dealt with yet, who waits for what, channels."""
 
 from __future__ import annotations
 

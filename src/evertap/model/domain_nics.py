@@ -127,6 +127,12 @@ def _nic(element: Element, present: list[Element], file: str, field: str, domain
     _known(element.attributes, _ATTRIBUTES, file, field)
     raw: dict[str, Any] = {key: _value(key, text) for key, text in element.attributes.items()}
     raw["uplinks"] = _uplinks(element, file, field)
+    if raw.get("backend") == "macvtap":
+        raise DefinitionError(
+            file,
+            f"{field}.backend",
+            'found "macvtap"; allowed: "tap", since libvirt keeps QEMU\'s monitor to itself',
+        )
     mac = element.attributes.get("mac", "").lower()
     if not mac:
         raise DefinitionError(
