@@ -72,6 +72,7 @@ async def _main(
         book = DomainBook(replug_all=replug_all)
         domains = _domains(libvirt_uri)
         vmms = Routing(monitors, domains, book)
+        stack.push_async_callback(vmms.close)
         qmp_folder = runtime_dir / "qmp"
         qmp_folder.mkdir(parents=True, exist_ok=True)
         reconciler = Reconciler(host, vmms, journal)

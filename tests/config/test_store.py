@@ -87,7 +87,7 @@ BAD = {
     ),
     "unknown field of vm": (
         text(more='vm.qmq = "/x"'),
-        'vm.qmq: unknown field; did you mean "qmp"? allowed: qmp',
+        'vm.qmq: unknown field; did you mean "qmp"? allowed: qmp, domain',
     ),
     "unknown field of an uplink": (
         text(uplinks='[{ nam = "eth0" }]'),

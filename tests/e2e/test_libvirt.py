@@ -346,3 +346,34 @@ def test_the_guests_link_follows_through_libvirt(scene: Scene) -> None:
         scene.reachable()
         scene.lab.remove("eth0")
         until(lambda: guest.sh(carrier).strip() == "0")
+
+
+def test_a_macvtap_is_handed_to_a_domain_by_its_monitor(scene: Scene) -> None:
+    scene.trial.define(
+        "web0", f'mac = "{MAC}"\nuplinks = ["eth0"]\nbackend = "macvtap"\n[vm]\ndomain = "web"\n'
+    )
+    words = scene.trial.arguments("web0")
+    words[-1] += ",addr=0x10"  # a place that libvirt's own devices do not take
+    arguments = "".join(f"<qemu:arg value='{word}'/>" for word in words)
+    uri = "http://libvirt.org/schemas/domain/qemu/1.0"
+    extra = f"<qemu:commandline xmlns:qemu='{uri}'>{arguments}</qemu:commandline>"
+    with scene.guest("", extra) as guest:
+        guest.boot()
+        before = guest.boot_id(), guest.carrier_changes()
+        scene.lab.uplink("eth0")
+        scene.reachable()
+        assert scene.state() == ("connected", "eth0")
+        for _ in range(2):
+            scene.lab.remove("eth0")
+            scene.wait_for("waiting")
+            scene.lab.uplink("eth0")
+            scene.reachable()
+        scene.trial.kill()
+        scene.trial.start()
+        scene.wait_for("connected", "eth0")
+        assert scene.trial.json("plan") == {"actions": []}
+        scene.reachable()
+        assert (guest.boot_id(), guest.carrier_changes()) == before
+        scene.libvirtd.virsh("destroy", "web")
+        until(lambda: "macvtap" not in scene.lab.host.ip("-d", "link"))
+        assert "the domain web does not run" in scene.trial.json("show", "web0")["reason"]

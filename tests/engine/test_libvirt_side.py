@@ -372,3 +372,21 @@ def test_an_unchanged_domain_is_no_news(tmp_path: Path) -> None:
         assert msgspec.structs.asdict(before)["qmp"] == f"libvirt:{uuid()}"
 
     on_bench(tmp_path, body)
+
+
+def test_a_domains_passwords_are_neither_shown_nor_readable_by_others(tmp_path: Path) -> None:
+    secret = "<graphics type='vnc' passwd='hush'/>"
+
+    async def body(bench: Bench) -> None:
+        bench.tell(config=direct(replug="no").replace("<interface", secret + "<interface"))
+        await bench.rest()
+        shown = await bench.service.adopt("vm", True, False)
+        assert "passwd='...'" in shown.difference
+        assert "hush" not in shown.difference
+        bench.tell(config=xml().replace("<interface", secret + "<interface"))
+        await bench.rest()
+        (file,) = (tmp_path / "lib" / "domains").iterdir()
+        assert "hush" in file.read_text()
+        assert file.stat().st_mode & 0o077 == 0
+
+    on_bench(tmp_path, body)

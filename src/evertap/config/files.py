@@ -55,14 +55,14 @@ def read_definition(path: Path) -> bytes:
     return data
 
 
-def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_file(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o644) -> None:
     """Write one file so that a reader sees the old content or the new, never a part (OSError)."""
     new = path.with_name(f".{path.name}.new")
     try:
         new.unlink(missing_ok=True)  # of a daemon that was killed
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)  # whatever the umask
+            os.fchmod(descriptor, mode)  # whatever the umask
             file.write(data)
             file.flush()
             if durable:

@@ -160,8 +160,9 @@ class Store:
         """Remember a domain (EvertapError)."""
         path = self._domains / f"{UUID(domain.uuid)}.json"
         try:
-            self._domains.mkdir(parents=True, exist_ok=True)
-            write_file(path, msgspec.json.encode(domain), durable=False)
+            self._domains.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # A domain's description may hold passwords.
+            write_file(path, msgspec.json.encode(domain), durable=False, mode=0o600)
         except OSError as error:
             raise EvertapError(f"{printable(path)}: cannot be written: {error.strerror}") from error
 

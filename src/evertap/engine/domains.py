@@ -45,6 +45,9 @@ class DomainBook:
 
     def __init__(self, *, replug_all: bool = False) -> None:
         self.entries: dict[str, Entry] = {}
+        self.named: frozenset[str] = frozenset()
+        """Names of the domains whose monitor NICs of the files want (`[vm] domain`)."""
+        self._all: dict[str, Domain] = {}
         self._on_tap: dict[str, set[str]] = {}
         self._replug_all = replug_all
 
@@ -52,8 +55,9 @@ class DomainBook:
         """Take in a domain; whether it concerns evertap, or did."""
         entry = self._read(domain)
         had = self.drop(domain.uuid)
+        self._all[domain.uuid] = domain
         if not any(entry[1:]):
-            return had
+            return had or domain.name in self.named
         self.entries[domain.uuid] = entry
         for tap in entry.taps:
             self._on_tap.setdefault(tap, set()).add(domain.uuid)
@@ -61,6 +65,7 @@ class DomainBook:
 
     def drop(self, uuid: str) -> bool:
         """Forget a domain; whether it was known."""
+        self._all.pop(uuid, None)
         entry = self.entries.pop(uuid, None)
         for tap in entry.taps if entry else ():
             self._on_tap[tap].discard(uuid)
@@ -70,6 +75,14 @@ class DomainBook:
         """The domain that has an interface on the NIC's tap; a running one first."""
         found = [self.entries[uuid].domain for uuid in self._on_tap.get(name, ())]
         return max(found, key=lambda domain: domain.running, default=None)
+
+    def called(self, name: str) -> Domain | None:
+        """The domain of that name."""
+        return next((domain for domain in self._all.values() if domain.name == name), None)
+
+    def get(self, uuid: str) -> Domain | None:
+        """The domain with that uuid."""
+        return self._all.get(uuid)
 
     def _read(self, domain: Domain) -> Entry:
         nics, problems = nics_of(domain)
@@ -86,6 +99,7 @@ class DomainBook:
     def merge(self, files: Mapping[str, Nic]) -> Merged:
         """The files' NICs and the domains'; a domain's NIC that cannot stand beside the others is refused."""
         together = Together()
+        self.named = frozenset(nic.vm.domain for nic in files.values() if nic.vm.domain)
         for nic in files.values():
             together.add(nic, f"{nic.name}.toml")
         homes: dict[str, Domain] = {}

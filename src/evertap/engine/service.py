@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from evertap.engine.domains import DomainBook, Merged, path_of
+from evertap.engine.domains import PREFIX, DomainBook, Merged, path_of
 from evertap.engine.journal import Journal, timestamp
 from evertap.engine.ports import Definitions, Kernel, Live, Loaded, Vmms
 from evertap.engine.reconciler import Reconciler, Record
@@ -176,7 +176,7 @@ class Service:
             for name, wanted in zip(names, wishes, strict=True)
             for part in qemu_arguments(wanted.nic, vhost=vhost, descriptors=opened.get(name, ()))
         ]
-        sockets = dict.fromkeys(wanted.qmp for wanted in wishes if wanted.qmp)
+        sockets = dict.fromkeys(w.qmp for w in wishes if w.qmp and not w.qmp.startswith(PREFIX))
         return arguments + [part for path in sockets for part in qmp_arguments(path)]
 
     def open_tap(self, name: str) -> list[int]:
@@ -490,6 +490,9 @@ class Service:
         """The QMP socket for the NIC, or what stands for its domain; none where QEMU has no part in it."""
         if domain := self.book.on_tap(nic.name):
             return path_of(domain.uuid)
+        if nic.vm.domain:
+            named = self.book.called(nic.vm.domain)
+            return path_of(named.uuid if named else nic.vm.domain)
         needed = nic.backend == "macvtap" or nic.guest_link != "keep" or nic.multicast == "guest"
         return live.qmp or nic.vm.qmp or (f"{self._qmp_folder}/{nic.name}" if needed else "")
 

@@ -26,6 +26,7 @@ from evertap.model.errors import DefinitionError
 from evertap.model.nic import parse_nic
 
 _FILE: Final = "the domain's XML"
+_PASSWORD: Final = re.compile(r"\b(passwd|password)=(?:'[^']*'|\"[^\"]*\")")
 _BEFORE_METADATA: Final = ("name", "uuid", "genid", "title", "description")
 _NAME_MAX: Final = 15  # IFNAMSIZ - 1, if.h
 
@@ -271,6 +272,7 @@ def _holds_only(document: Document, outer: Element, inner: list[Element]) -> boo
 
 
 def difference(before: str, after: str) -> str:
-    """What `adopt` or `release` would change, as a unified diff; empty if nothing."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "now", "next start", lineterm="")
+    """What `adopt` or `release` would change, as a unified diff without passwords; empty if nothing."""
+    texts = (_PASSWORD.sub(r"\1='...'", text).splitlines() for text in (before, after))
+    lines = difflib.unified_diff(*texts, "now", "next start", lineterm="")
     return "".join(f"{line}\n" for line in lines)

@@ -131,7 +131,7 @@ def _nic(element: Element, present: list[Element], file: str, field: str, domain
         raise DefinitionError(
             file,
             f"{field}.backend",
-            'found "macvtap"; allowed: "tap", since libvirt keeps QEMU\'s monitor to itself',
+            'found "macvtap"; allowed: "tap". A macvtap in a domain is defined in a file',
         )
     mac = element.attributes.get("mac", "").lower()
     if not mac:

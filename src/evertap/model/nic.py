@@ -43,6 +43,7 @@ class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     """Who runs the VM."""
 
     qmp: str = ""  # path of a QMP socket for evertap's own use
+    domain: str = ""  # or the libvirt domain whose monitor is used, for backend macvtap
 
 
 class Nic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,7 +93,8 @@ _ALLOWED: Final = {
     "owner": "the name of a user",
     "announce": "true or false",
     "bring_up": "true or false",
-    "vm": "a table with qmp",
+    "vm": "a table with qmp, or with domain",
+    "vm.domain": "the name of a libvirt domain",
     "vm.qmp": "the path of a QMP socket",
     "uplinks[].name": 'the name of an interface, an altname or a glob such as "enx*"',
     "uplinks[].mac": 'a MAC address such as "52:54:00:12:34:56"',
@@ -196,6 +198,10 @@ def _check(nic: Nic, raw: dict[str, Any], file: str) -> None:
         raise _refuse(file, "failback_delay", nic.failback_delay)
     if not nic.uplinks:
         raise _refuse(file, "uplinks", [])
+    if nic.vm.qmp and nic.vm.domain:
+        raise DefinitionError(
+            file, "vm", "found both qmp and domain; a VM is reached by one. Remove the other"
+        )
     seen: set[tuple[str, str]] = set()
     for place, spec in enumerate(nic.uplinks):
         field = f"uplinks[{place}]"
