@@ -160,6 +160,37 @@ def test_the_hook_is_installed_beside_others_and_removed(evertap: Shell) -> None
     assert "somebody else" in hook.read_text()
 
 
+def test_an_old_libvirts_own_hook_is_kept_called_and_put_back(
+    evertap: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools, hooks = evertap.folder / "bin", evertap.folder / "hooks"
+    tools.mkdir()
+    hooks.mkdir()
+    _script(tools / "virsh", "echo 6.4.0")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    hook = hooks / "qemu"
+    _script(hook, 'echo "theirs: $1 $(cat)"; exit 3')
+    before = hook.read_text()
+    for _ in range(2):
+        assert evertap("libvirt-setup", "--hooks-dir", str(hooks))[0] == 0
+        done = subprocess.run(
+            [hook, "vm1", "stopped", "end", "-"],
+            input="<domain/>",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (3, "theirs: vm1 <domain/>\n")
+    assert evertap("libvirt-setup", "--hooks-dir", str(hooks), "--remove")[0] == 0
+    assert hook.read_text() == before
+    assert [path.name for path in hooks.iterdir()] == ["qemu"]
+
+
+def _script(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
 def test_the_hook_never_stops_a_vm(evertap: Shell) -> None:
     for operation in ("prepare", "start", "release", "nonsense"):
         with evertap.start("libvirt-hook", "vm1", operation, "begin", "-") as process:
