@@ -273,6 +273,6 @@ def _holds_only(document: Document, outer: Element, inner: list[Element]) -> boo
 
 def difference(before: str, after: str) -> str:
     """What `adopt` or `release` would change, as a unified diff without passwords; empty if nothing."""
-    texts = (_PASSWORD.sub(r"\1='...'", text).splitlines() for text in (before, after))
-    lines = difflib.unified_diff(*texts, "now", "next start", lineterm="")
+    old, new = (_PASSWORD.sub(r"\1='...'", text).splitlines() for text in (before, after))
+    lines = difflib.unified_diff(old, new, "now", "next start", lineterm="")
     return "".join(f"{line}\n" for line in lines)
