@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +72,10 @@ class Scene:
         return self.pinger.lost(since, until)
 
 
-@pytest.fixture
-def scene(lab: Lab, trial: Trial, guest_image: GuestImage) -> Iterator[Scene]:
+@contextmanager
+def staged(lab: Lab, trial: Trial, guest_image: GuestImage, definition: str) -> Iterator[Scene]:
     """Whatever happens in the test: the guest must not have noticed."""
-    trial.define("web0", DEFINITION)
+    trial.define("web0", definition)
     with (
         QemuGuest(lab.host, guest_image, trial.arguments("web0")) as guest,
         Pinger(lab.wire, interval=INTERVAL) as pinger,
@@ -85,6 +86,12 @@ def scene(lab: Lab, trial: Trial, guest_image: GuestImage) -> Iterator[Scene]:
         after = guest.boot_id(), guest.carrier_changes(), guest.uptime()
         assert after[:2] == before[:2]
         assert after[2] > before[2]
+
+
+@pytest.fixture
+def scene(lab: Lab, trial: Trial, guest_image: GuestImage) -> Iterator[Scene]:
+    with staged(lab, trial, guest_image, DEFINITION) as made:
+        yield made
 
 
 def test_a_vm_starts_without_its_uplink_and_is_connected_when_it_appears(scene: Scene) -> None:

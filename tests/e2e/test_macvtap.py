@@ -19,7 +19,7 @@ from evertap.lab.qemu import QemuGuest
 from evertap.lab.trial import Trial
 from evertap.lab.wires import Lab
 
-from .test_guest import CARD, INTERVAL, Scene
+from .test_guest import CARD, INTERVAL, Scene, staged
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -33,17 +33,8 @@ failback_delay = 0.3
 
 @pytest.fixture
 def scene(lab: Lab, trial: Trial, guest_image: GuestImage) -> Iterator[Scene]:
-    trial.define("web0", DEFINITION)
-    with (
-        QemuGuest(lab.host, guest_image, trial.arguments("web0")) as guest,
-        Pinger(lab.wire, interval=INTERVAL) as pinger,
-    ):
-        guest.boot()
-        before = guest.boot_id(), guest.carrier_changes(), guest.uptime()
-        yield Scene(lab, trial, guest, pinger)
-        after = guest.boot_id(), guest.carrier_changes(), guest.uptime()
-        assert after[:2] == before[:2]
-        assert after[2] > before[2]
+    with staged(lab, trial, guest_image, DEFINITION) as made:
+        yield made
 
 
 def test_deferred_start_loss_and_return_under_the_same_and_another_name(scene: Scene) -> None:

@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import tempfile
-import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from evertap.lab.errors import LabError, need
 from evertap.lab.image import GuestImage
 from evertap.lab.netns import Namespace
 from evertap.lab.qemu import GUEST_IPV4, GUEST_IPV6, command_line
+from evertap.lab.shell import GuestShell
 
 _START = 20.0  # seconds
 
@@ -306,7 +306,7 @@ class Libvirtd:
         self.close()
 
 
-class DomainGuest:
+class DomainGuest(GuestShell):
     """lab.qemu's guest as a domain of `libvirtd`, with the surface of QemuGuest; `devices`: its interfaces.
 
     `boot` defines and starts it. Whoever starts, restores or reboots it otherwise calls `reconnect`.
@@ -323,11 +323,10 @@ class DomainGuest:
         ipv4: str = GUEST_IPV4,
         ipv6: str = GUEST_IPV6,
     ) -> None:
+        super().__init__()
         self.name = name
         self.xml = libvirtd.domain_xml(name, image, devices, extra, ipv4=ipv4, ipv6=ipv6)
         self._libvirtd = libvirtd
-        self._speaking = threading.Lock()
-        self._console: Console | None = None
 
     def boot(self, timeout: float = 40) -> None:
         """Define and start the domain and wait until the guest's shell is there; LabError."""
@@ -358,30 +357,6 @@ class DomainGuest:
             self.stop()
             raise LabError(f"the guest did not boot: {error}\n{tail}") from error
 
-    def sh(self, command: str, timeout: float = 10, check: bool = True) -> str:
-        """As QemuGuest.sh."""
-        console = self._running()
-        try:
-            with self._speaking:
-                code, output = console.run(command, timeout)
-        except (EOFError, TimeoutError, BrokenPipeError) as error:
-            raise LabError(f"{command!r} in the guest: {error}\n{console.tail()}") from error
-        if check and code:
-            raise LabError(f"{command!r} in the guest failed with code {code}: {output.strip()}")
-        return output
-
-    def boot_id(self) -> str:
-        """A text that is another one after every boot."""
-        return self.sh("cat /proc/sys/kernel/random/boot_id").strip()
-
-    def carrier_changes(self, device: str = "eth0") -> int:
-        """How often the guest has seen the card's carrier come or go."""
-        return int(self.sh(f"cat /sys/class/net/{device}/carrier_changes"))
-
-    def uptime(self) -> float:
-        """Seconds since the guest's boot."""
-        return float(self.sh("cat /proc/uptime").split()[0])
-
     def stop(self) -> None:
         """End the domain, if it runs, and forget its definition. May be called twice."""
         if self._console is not None:
@@ -390,11 +365,6 @@ class DomainGuest:
         # What is not there (any more) cannot be ended.
         self._libvirtd.try_virsh("destroy", self.name)
         self._libvirtd.try_virsh("undefine", self.name, "--managed-save")
-
-    def _running(self) -> Console:
-        if self._console is None:
-            raise LabError("the guest does not run")
-        return self._console
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import tempfile
-import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -12,6 +11,7 @@ from evertap.lab.console import Console
 from evertap.lab.errors import LabError, need
 from evertap.lab.image import GuestImage
 from evertap.lab.netns import Namespace
+from evertap.lab.shell import GuestShell
 
 GUEST_IPV4 = "192.0.2.10"
 GUEST_IPV6 = "2001:db8::10"
@@ -34,7 +34,7 @@ def command_line(image: GuestImage, ipv4: str = GUEST_IPV4, ipv6: str = GUEST_IP
     ]
 
 
-class QemuGuest:
+class QemuGuest(GuestShell):
     """A guest in `namespace`; `arguments` are QEMU's for its NICs, as `evertap args` prints them.
 
     `launcher` stands before QEMU's command, such as ("evertap", "run", "--nic", "web0", "--").
@@ -53,12 +53,11 @@ class QemuGuest:
         launcher: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
     ) -> None:
+        super().__init__()
         self._namespace = namespace
         self._command = [*launcher, *command_line(image, ipv4, ipv6), *arguments]
         self._pass_fds = pass_fds
-        self._speaking = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._console: Console | None = None
 
     def boot(self, timeout: float = 40) -> None:
         """Start QEMU and wait until the guest's shell is there.
@@ -95,35 +94,6 @@ class QemuGuest:
         if self._process is None:
             raise LabError("the guest does not run")
         return self._process.pid
-
-    def sh(self, command: str, timeout: float = 10, check: bool = True) -> str:
-        """Run a shell command in the guest and return its output, standard error included.
-
-        Raises LabError when it exits with another code than 0 (unless `check` is off), when it takes
-        longer than `timeout` seconds (it is killed then), and when the guest is gone.
-        """
-        if self._console is None:
-            raise LabError("the guest does not run")
-        try:
-            with self._speaking:
-                code, output = self._console.run(command, timeout)
-        except (EOFError, TimeoutError, BrokenPipeError) as error:
-            raise LabError(f"{command!r} in the guest: {error}\n{self._console.tail()}") from error
-        if check and code:
-            raise LabError(f"{command!r} in the guest failed with code {code}: {output.strip()}")
-        return output
-
-    def boot_id(self) -> str:
-        """A text that is another one after every boot."""
-        return self.sh("cat /proc/sys/kernel/random/boot_id").strip()
-
-    def carrier_changes(self, device: str = "eth0") -> int:
-        """How often the guest has seen the card's carrier come or go."""
-        return int(self.sh(f"cat /sys/class/net/{device}/carrier_changes"))
-
-    def uptime(self) -> float:
-        """Seconds since the guest's boot."""
-        return float(self.sh("cat /proc/uptime").split()[0])
 
     def stop(self) -> None:
         """End QEMU, gently at first, so that a launcher can clean up. May be called twice."""
