@@ -11,6 +11,7 @@ from evertap.engine import reconciler as reconciling
 from evertap.engine.journal import Journal
 from evertap.engine.reconciler import Reconciler
 from evertap.model.choice import Wanted
+from evertap.model.errors import ActionError
 from evertap.model.vmm import card_port, qemu_id, sink_port
 from tests.support.nics import nic
 from tests.support.simulated import FakeVmms, SimulatedKernel
@@ -164,5 +165,28 @@ def test_follow_is_told_anew_to_a_qemu_that_was_restarted() -> None:
         bench.boot("vm1")
         await bench.rest()
         assert bench.vmms.told == [("set_link", "vm1", False)] * 2
+
+    on_bench(body)
+
+
+def test_a_plug_that_fails_half_way_is_not_tried_in_a_circle() -> None:
+    async def body(bench: Bench) -> None:
+        bench.want("vm1")
+        bench.boot("vm1")
+        tries = 0
+
+        async def plug(path: str, nic: str, index: int, descriptor: int) -> None:
+            nonlocal tries
+            tries += 1
+            parts = bench.vmms.known[path].parts
+            bench.vmms.boot(path, *parts, f"evertap-vm1-up{index}")  # made, and undone
+            bench.vmms.boot(path, *parts)
+            raise ActionError("netdev_add: no")
+
+        bench.vmms.plug = plug  # type: ignore[method-assign]
+        bench.host.add("eth0")
+        await bench.rest(0.25)
+        assert 1 <= tries <= 3
+        assert bench.state("vm1") == "failed"
 
     on_bench(body)

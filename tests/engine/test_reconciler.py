@@ -9,11 +9,15 @@ import pytest
 
 from evertap.engine import reconciler as reconciling
 from evertap.engine.journal import Journal
+from evertap.engine.ports import Done
 from evertap.engine.reconciler import Reconciler
 from evertap.model.actions import CreateMacvlan, Splice
 from evertap.model.choice import Wanted
 from evertap.model.errors import EvertapError
 from evertap.model.links import IFF_LOWER_UP, IFF_UP, Link
+from evertap.model.observed import Observed
+from evertap.model.plan import Plan
+from evertap.model.plan import plan as sound
 from tests.support.nics import nic
 from tests.support.simulated import FakeVmms, SimulatedKernel
 
@@ -274,5 +278,46 @@ def test_a_reading_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) ->
         bench.host.add("eth0")
         await bench.rest(0.1)
         assert bench.state() == ("connected", "eth0")
+
+    on_bench(body)
+
+
+def test_a_defect_in_planning_is_one_nics_trouble_and_no_endless_loop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def plan(wanted: Wanted, seen: Observed, now: float) -> Plan:
+        if wanted.nic.name == "web1":
+            raise ZeroDivisionError("our fault")
+        return sound(wanted, seen, now)
+
+    monkeypatch.setattr(reconciling, "plan", plan)
+
+    async def body(bench: Bench) -> None:
+        bench.host.add("eth0")
+        for name in ("web0", "web1"):
+            bench.loop.want(Wanted(nic(name)))
+        await bench.rest(0.1)
+        assert bench.state("web0") == ("connected", "eth0")
+        assert bench.state("web1") == ("failed", None)
+        assert "our fault" in bench.loop.nics["web1"].reason
+        assert caplog.text.count("web1: planning failed") < 5
+
+    on_bench(body)
+
+
+def test_a_kernel_that_cannot_be_asked_is_not_asked_in_a_circle() -> None:
+    async def body(bench: Bench) -> None:
+        asked = 0
+
+        def perform(work: object) -> list[Done]:
+            nonlocal asked
+            asked += 1
+            raise TimeoutError("the kernel did not answer")
+
+        bench.host.perform = perform  # type: ignore[method-assign]
+        bench.loop.want(Wanted(nic()))
+        await bench.rest(0.25)
+        assert 1 <= asked <= 4
+        assert bench.state()[0] == "failed"
 
     on_bench(body)

@@ -98,8 +98,9 @@ class Reconciler:
             if record.timer:
                 record.timer.cancel()
         self._dirty.clear()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        for task in self._tasks:
+            task.cancel()  # what the kernel or QEMU has begun is finished nevertheless
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def want(self, wanted: Wanted) -> None:
         """Have a NIC from now on as described, whatever it was before."""
@@ -159,8 +160,8 @@ class Reconciler:
         for name in self.seen.links.owners() - self.nics.keys():
             self.want(Wanted(Nic(name=name, mac="", uplinks=()), removed=True))
         self._mark(changes, now)
-        for name in self.nics:
-            self._touch(name, now)
+        self._dirty |= dict.fromkeys(self.nics)
+        self._wake()
 
     def _on_events(self) -> None:
         self._stepping = True
@@ -212,6 +213,7 @@ class Reconciler:
     def _on_vmm(self, path: str, vmm: Vmm) -> None:
         if path not in self._by_qmp:
             return
+        before = self.seen.vmms.get(path, Vmm())
         self.seen.vmms[path] = vmm
         for name in self._by_qmp[path]:
             if vmm.gone:
@@ -219,7 +221,11 @@ class Reconciler:
                     known.pop(name, None)
             elif vmm.running:
                 self.seen.told.setdefault(name, self.nics[name].uplink_index)
-            self._touch(name, self._loop.time())
+            if vmm.running != before.running:
+                self._touch(name, self._loop.time())
+            else:  # our own doing, perhaps: no reason to retry early what failed
+                self._dirty.setdefault(name)
+        self._wake()
 
     def _on_filter(self, path: str, device: str, rx: RxFilter) -> None:
         for name in self._by_qmp.get(path, ()):
@@ -259,8 +265,8 @@ class Reconciler:
                 record.plan = plan(record.wanted, self.seen, now)
             except Exception as error:  # a defect of ours: one NIC's trouble must stay its own
                 _log.exception("%s: planning failed", name)
-                self._failed(record, ActionError(f"a defect in evertap: {error!r}; please report it"), now)
-                continue
+                reason = f"a defect in evertap: {error!r}; please report it"
+                record.plan = Plan("failed", None, reason, [], [], now + _LAST_RETRY)
             actions = record.plan.actions
             if not actions or record.retry_at > now:
                 self._settle(record)
