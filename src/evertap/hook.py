@@ -11,6 +11,7 @@ from typing import Final
 from evertap.api.client import connect
 from evertap.api.errors import NotReachableError
 from evertap.config.store import Store
+from evertap.kernel.codec import del_link
 from evertap.kernel.rtnetlink import Rtnetlink
 from evertap.kernel.tap import make_tap
 from evertap.model.domain_nics import taps_of
@@ -43,6 +44,10 @@ def _by_ourselves(xml: str, store: Store) -> None:
     with Rtnetlink() as rtnetlink:
         for name in tap_names(xml):
             if name in wanted and not _exists(name):
+                # Macvlans of a tap that is gone lead to it, and would never lead to the new one.
+                for link in rtnetlink.dump_links():
+                    if link.owner == name:
+                        rtnetlink.request([[del_link(link.index)]])
                 make_tap(wanted[name], rtnetlink).close()
 
 

@@ -165,16 +165,36 @@ def test_a_domains_taps_exist_before_it_starts_and_metadata_retargets_it_live(tm
 def test_a_mistake_in_the_metadata_is_told_and_the_files_nics_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    problem = 'domain vm (configuration): nic[52:54:00:aa:bb:01].mode: found "brige"'
+
     async def body(bench: Bench) -> None:
         await bench.service.define({"web0": 'mac = "52:54:00:00:00:09"\nuplinks = ["eth0"]'})
         bench.host.add("eth0")
         bench.tell(config=xml(fields="mode='brige'"))
         await bench.rest()
         assert bench.state("web0") == ("connected", "eth0")
-        assert "vm0" not in bench.loop.nics
-        assert 'domain vm (configuration): nic[52:54:00:aa:bb:01].mode: found "brige"' in caplog.text
+        assert problem in caplog.text
+        shown = bench.service.nic("vm0")
+        assert (shown.state, shown.problem.startswith(problem)) == ("failed", True)
 
     on_bench(tmp_path, body)
+
+
+def test_a_mistake_leaves_the_last_good_definition_in_force(tmp_path: Path) -> None:
+    async def first(bench: Bench) -> None:
+        bench.host.add("eth0")
+        bench.tell(config=xml())
+        await bench.rest()
+        bench.tell(config=xml(fields="mode='brige'"))
+        await bench.rest()
+        assert bench.state("vm0") == ("connected", "eth0")
+        assert 'found "brige"' in bench.service.nic("vm0").problem
+
+    async def second(bench: Bench) -> None:
+        assert "vm0" in bench.loop.nics
+
+    on_bench(tmp_path, first)
+    on_bench(tmp_path, second)
 
 
 def test_a_domains_nic_cannot_take_a_files_name_or_mac(
@@ -388,5 +408,32 @@ def test_a_domains_passwords_are_neither_shown_nor_readable_by_others(tmp_path: 
         (file,) = (tmp_path / "lib" / "domains").iterdir()
         assert "hush" in file.read_text()
         assert file.stat().st_mode & 0o077 == 0
+
+    on_bench(tmp_path, body)
+
+
+def test_live_carries_out_what_was_left_for_the_next_start(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        bench.host.add("eth0")
+        original, running = direct(replug="no"), direct("macvtap0", replug="no")
+        bench.tell(config=original, live=running)
+        await bench.rest()
+        await bench.service.adopt("vm", False, False)
+        adopted = bench.domains.told[-1][1]
+        bench.tell(config=adopted, live=running)
+        await bench.rest()
+        bench.domains.told.clear()
+        done = await bench.service.adopt("vm", False, True)
+        assert [step[0] for step in bench.domains.told] == ["detach", "attach", "set_metadata"]
+        assert done.nics
+        bench.tell(config=adopted, live=adopted)
+        await bench.rest()
+        await bench.service.release("vm", False, False)
+        bench.tell(config=original, live=adopted)
+        await bench.rest()
+        bench.domains.told.clear()
+        done = await bench.service.release("vm", False, True)
+        assert [step[0] for step in bench.domains.told] == ["set_metadata", "detach", "attach"]
+        assert done.nics
 
     on_bench(tmp_path, body)

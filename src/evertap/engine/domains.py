@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from evertap.model.domain import Domain
 from evertap.model.domain_direct import DirectInterface, direct_interfaces
-from evertap.model.domain_nics import nics_of, taps_of, wants_replug
+from evertap.model.domain_nics import nics_of, refused_nic, taps_of, wants_replug
 from evertap.model.domain_parse import tap_names
 from evertap.model.errors import DefinitionError
 from evertap.model.nic import Nic
@@ -27,6 +27,7 @@ class Entry(NamedTuple):
     domain: Domain
     nics: dict[str, Nic]  # that its metadata defines
     problems: list[DefinitionError]
+    refused: dict[str, DefinitionError]  # the problems of which the NIC can be told
     taps: frozenset[str]  # that its interfaces stand on, as it runs or will start
     replug: list[DirectInterface]  # the running ones, if they are to be replugged
 
@@ -38,6 +39,7 @@ class Merged(NamedTuple):
     homes: dict[str, Domain]  # by NIC: the domain that defines it; the others stand in files
     idle: dict[str, str]  # by NIC: why only its tap is wanted yet
     problems: list[DefinitionError]
+    refused: dict[str, DefinitionError]  # by NIC: why its domain's metadata was refused
 
 
 class DomainBook:
@@ -92,9 +94,13 @@ class DomainBook:
             wants = domain.running and bool(xml) and (self._replug_all or wants_replug(domain))
             replug = direct_interfaces(xml) if wants else []
         except DefinitionError as problem:
-            return Entry(domain, nics, [*problems, problem], frozenset(), [])
+            return Entry(domain, nics, [*problems, problem], {}, frozenset(), [])
+        refused = {name: problem for problem in problems if (name := refused_nic(xml, problem))}
+        # The last good definition stays in force.
+        before = self.entries.get(domain.uuid)
+        good = {name: before.nics[name] for name in refused if before and name in before.nics}
         # Also those of the next start: their taps have to exist by then.
-        return Entry(domain, {**taps_of(domain), **nics}, problems, taps, replug)
+        return Entry(domain, {**taps_of(domain), **good, **nics}, problems, refused, taps, replug)
 
     def merge(self, files: Mapping[str, Nic]) -> Merged:
         """The files' NICs and the domains'; a domain's NIC that cannot stand beside the others is refused."""
@@ -105,10 +111,12 @@ class DomainBook:
         homes: dict[str, Domain] = {}
         idle: dict[str, str] = {}
         problems: list[DefinitionError] = []
+        refused: dict[str, DefinitionError] = {}
         for entry in sorted(self.entries.values(), key=lambda entry: entry.domain.name):
             domain, nics, own_problems = entry[:3]
             where = f"domain {domain.name}"
             problems += own_problems
+            refused |= entry.refused
             for name, nic in nics.items():
                 try:
                     if name in together.nics:
@@ -119,8 +127,9 @@ class DomainBook:
                     together.add(nic, where)
                 except DefinitionError as problem:
                     problems.append(problem)
+                    refused.setdefault(name, problem)
                 else:
                     homes[name] = domain
                     if domain.running and name not in entry.taps:
                         idle[name] = f"it is for the next start of the domain {domain.name}"
-        return Merged(together.nics, homes, idle, problems)
+        return Merged(together.nics, homes, idle, problems, refused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -152,50 +152,63 @@ class LibvirtSide:
 
     async def adopt(self, name: str, *, dry_run: bool, live: bool) -> AdoptionView:
         """Turn a domain's direct interfaces into evertap's: at its next start, or at once (`live`)."""
-        domain = self._with_config(name)
+        domain = before = self._with_config(name)
         links = self._reconciler.seen.links
         names = {link_name for link in links for link_name in link.names} | self._reconciler.nics.keys()
         adoption = adopt(domain.config_xml, names, {link.name: link.mtu for link in links.host()})
-        if not dry_run and adoption.nics:
+        if dry_run:
+            return _view(domain, adoption)
+        if adoption.nics:
             await self._domains.define(adoption.xml)
-            domain_now = msgspec.structs.replace(domain, config_xml=adoption.xml)
-            await self._take_now(domain_now, adoption)  # the taps exist from now on
-            if live and domain.running:
-                await self._exchange(domain, adoption)
-                await self._domains.set_metadata(
-                    domain.uuid, metadata_xml(adoption.xml), live=True, config=False
-                )
-        return _view(domain, adoption)
+            domain = msgspec.structs.replace(domain, config_xml=adoption.xml)
+            await self._take_now(domain)  # the taps exist from now on
+        exchanged: dict[str, str] = {}
+        if live and domain.running:
+            # Also what an adoption without --live has left for the next start.
+            ours = {nic.mac: nic.name for nic in nics_in(domain.config_xml, "", domain.name)[0].values()}
+            running = {interface.mac for interface in direct_interfaces(domain.live_xml)}
+            exchanged = {mac: nic for mac, nic in ours.items() if mac in running}
+            await self._exchange(domain, exchanged, domain.config_xml)
+            if exchanged:
+                await self._set_live_metadata(domain, domain.config_xml)
+        return _view(before, adoption, exchanged)
 
     async def release(self, name: str, *, dry_run: bool, live: bool) -> AdoptionView:
         """Give a domain its direct interfaces back exactly as they were: at its next start, or at once."""
-        domain = self._with_config(name)
+        domain = before = self._with_config(name)
         adoption = release(domain.config_xml)
-        if not dry_run and adoption.nics:
+        if dry_run:
+            return _view(domain, adoption)
+        if adoption.nics:
             await self._domains.define(adoption.xml)
-            if live and domain.running:
+            domain = msgspec.structs.replace(domain, config_xml=adoption.xml)
+        exchanged: dict[str, str] = {}
+        if live and domain.running:
+            # Also what a release without --live has left for the next start.
+            running = release(domain.live_xml)
+            exchanged = running.nics
+            if exchanged:
                 # The NICs go first: the kernel allows one device of a MAC on an uplink.
-                await self._domains.set_metadata(
-                    domain.uuid, metadata_xml(adoption.xml), live=True, config=False
-                )
-                live_xml = release(domain.live_xml).xml
-                now = msgspec.structs.replace(domain, config_xml=adoption.xml, live_xml=live_xml)
-                await self._take_now(now, adoption)
-                await self._exchange(domain, adoption)
-        return _view(domain, adoption)
+                await self._set_live_metadata(domain, running.xml)
+                await self._take_now(msgspec.structs.replace(domain, live_xml=running.xml))
+                await self._exchange(domain, exchanged, running.xml)
+        return _view(before, adoption, exchanged)
 
-    async def _take_now(self, domain: Domain, adoption: Adoption) -> None:
+    async def _take_now(self, domain: Domain) -> None:
         """Not to wait for libvirt's own word of what was just done."""
+        before = self._service.taps_of(domain.uuid)
         await self._service.domains_changed([domain])
-        await self._reconciler.rest(adoption.nics.values())
+        await self._reconciler.rest(before | self._service.taps_of(domain.uuid))
 
-    async def _exchange(self, domain: Domain, adoption: Adoption) -> None:
-        """The running domain's interfaces for their new selves, one after another: the guest sees it."""
-        for mac in adoption.nics:
-            old, new = _device(domain.live_xml, mac), interface_xml(adoption.xml, mac)
-            if old:
+    async def _set_live_metadata(self, domain: Domain, xml: str) -> None:
+        await self._domains.set_metadata(domain.uuid, metadata_xml(xml), live=True, config=False)
+
+    async def _exchange(self, domain: Domain, macs: Iterable[str], xml: str) -> None:
+        """The running domain's interfaces for those of `xml`, one after another: the guest sees it."""
+        for mac in macs:
+            if old := _device(domain.live_xml, mac):
                 await self._domains.detach(domain.uuid, old, live=True, config=False)
-            await self._domains.attach(domain.uuid, new, live=True, config=False)
+            await self._domains.attach(domain.uuid, interface_xml(xml, mac), live=True, config=False)
 
     def _with_config(self, name: str) -> Domain:
         domain = self.named(name)
@@ -243,10 +256,10 @@ def _device(xml: str, mac: str) -> str:
     return interface_xml(xml, mac)
 
 
-def _view(domain: Domain, adoption: Adoption) -> AdoptionView:
+def _view(domain: Domain, adoption: Adoption, exchanged: Mapping[str, str] | None = None) -> AdoptionView:
     return AdoptionView(
         domain.name,
-        list(adoption.nics.values()),
+        sorted({*adoption.nics.values(), *(exchanged or {}).values()}),
         difference(domain.config_xml, adoption.xml),
         adoption.changes,
         adoption.losses,

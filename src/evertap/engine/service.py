@@ -21,7 +21,7 @@ from evertap.model.arguments import qemu_arguments, qmp_arguments
 from evertap.model.choice import Candidate, Wanted, candidates, current
 from evertap.model.domain import Domain
 from evertap.model.domain_parse import parse_domain, tap_names
-from evertap.model.errors import EvertapError, NoSuchNicError
+from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
 from evertap.model.links import Link
 from evertap.model.nic import Nic, check_together, parse_nic, parse_uplink, with_uplinks
 from evertap.model.plan import plan
@@ -83,7 +83,7 @@ class Service:
         self.libvirt: Libvirt | None = None
         """Set where libvirt is used."""
         self._loaded = Loaded({}, {})
-        self._merged = Merged({}, {}, {}, [])
+        self._merged = Merged({}, {}, {}, [], {})
         self._live: dict[str, Live] = {}
         self._told: set[str] = set()  # problems of definitions that were logged
 
@@ -112,11 +112,11 @@ class Service:
 
     def nics(self) -> list[NicView]:
         """All NICs, by name; also those whose only definition was refused."""
-        return [self.nic(name) for name in sorted({*self._reconciler.nics, *self._loaded.problems})]
+        return [self.nic(name) for name in sorted({*self._reconciler.nics, *self._problems})]
 
     def nic(self, name: str) -> NicView:
         """One NIC with its candidates."""
-        problem = str(self._loaded.problems.get(name, ""))
+        problem = str(self._problems.get(name, ""))
         if problem and name not in self._reconciler.nics:
             return _refused_view(name, problem)
         record = self._record(name)
@@ -139,6 +139,11 @@ class Service:
             problem=problem,
             candidates=[_candidate_view(candidate) for candidate in found],
         )
+
+    @property
+    def _problems(self) -> dict[str, DefinitionError]:
+        """What was refused, by NIC: of the files, and of domains' metadata where the NIC can be told."""
+        return {**self._merged.refused, **self._loaded.problems}
 
     def uplinks(self) -> list[UplinkView]:
         """The host's interfaces and who uses them."""
@@ -372,6 +377,11 @@ class Service:
 
     # libvirt's domains
 
+    def taps_of(self, uuid: str) -> set[str]:
+        """The NICs of a domain."""
+        entry = self.book.entries.get(uuid)
+        return {*entry.nics, *entry.taps} if entry else set()
+
     def home_of(self, name: str) -> Domain:
         """The domain whose metadata defines the NIC (KeyError)."""
         return self._merged.homes[name]
@@ -385,9 +395,10 @@ class Service:
                 if (before and before.domain == domain) or not self.book.put(domain):
                     continue
                 changed = True
-                if domain.uuid in self.book.entries:
+                entry = self.book.entries.get(domain.uuid)
+                if entry and not entry.problems:  # what is remembered is the last good one
                     await self._in_thread(self._definitions.save_domain, domain)
-                else:
+                elif entry is None:
                     await self._in_thread(self._definitions.forget_domain, domain.uuid)
             for uuid in gone:
                 if self.book.drop(uuid):

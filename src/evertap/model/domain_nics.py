@@ -45,6 +45,14 @@ def taps_of(domain: Domain) -> dict[str, Nic]:
     return found
 
 
+def refused_nic(xml: str, problem: DefinitionError) -> str:
+    """The name of the NIC that a problem of this description concerns; empty if that cannot be told."""
+    found = re.match(r"nic\[([0-9a-f:]{17})\]", problem.field)
+    present = interfaces(domain(xml, problem.file).root) if found else ()
+    same = (each.get("target", "dev") for each in present if found and mac_of(each) == found.group(1))
+    return next(same, "")
+
+
 def wants_replug(domain: Domain) -> bool:
     """Whether the domain has asked for replug of its interfaces of type='direct'."""
     xml = domain.live_xml if domain.running and domain.live_xml else domain.config_xml
