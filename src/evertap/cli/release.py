@@ -1,27 +1,10 @@
 """`evertap release`."""
 
-from __future__ import annotations
+from evertap.cli.adoption import adoption
 
-import click
-
-from evertap.cli.adoption import options, work
-from evertap.cli.common import Folders
-from evertap.cli.common import as_json as json_option
-
-
-@click.command("release")
-@options
-@json_option
-@click.pass_obj
-def command(
-    folders: Folders, domains: tuple[str, ...], everything: bool, dry_run: bool, live: bool, as_json: bool
-) -> None:
-    """Give DOMAIN the interfaces back that `adopt` has changed, exactly as they were."""
-    work(
-        folders,
-        domains,
-        everything,
-        as_json,
-        lambda client, domain: client.release(domain, dry_run=dry_run, live=live),
-        "would change" if dry_run else "is released",
-    )
+command = adoption(
+    "release",
+    "Give DOMAIN the interfaces back that `adopt` has changed, exactly as they were.",
+    lambda client, domain, dry_run, live: client.release(domain, dry_run=dry_run, live=live),
+    "is released",
+)
