@@ -53,7 +53,7 @@ def test_a_card_is_attached_works_through_loss_and_return_and_is_detached(
     trial.run("attach", "web0", "--qmp", str(trial.path / "vm.qmp"))
     _until_cards(guest, ["eth0", "lo"])
     if not uplink_first:
-        assert trial.json("show", "web0")["state"] == "waiting"
+        assert trial.nic("web0").state == "waiting"
         lab.uplink("eth0")
     with Pinger(lab.wire) as pinger:
         pinger.wait_reply(10)

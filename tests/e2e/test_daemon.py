@@ -41,8 +41,8 @@ def eventually(condition: Callable[[], object], timeout: float = 5) -> None:
 
 
 def state(trial: Trial, name: str = "web0") -> tuple[str, str | None]:
-    shown = trial.json("show", name)
-    return shown["state"], shown["uplink"]
+    shown = trial.nic(name)
+    return shown.state, shown.uplink
 
 
 def wait_uplink(trial: Trial, uplink: str | None, name: str = "web0") -> None:
@@ -130,8 +130,8 @@ def test_a_broken_file_leaves_the_last_good_definition_in_force_and_other_nics_a
         (b"\xff\xfe" + whole.encode(), "UTF-8"),
     ):
         file.write_bytes(broken)
-        eventually(lambda said=said: said in trial.json("show", "web0")["problem"])  # type: ignore[misc]
-        assert str(file) in trial.json("show", "web0")["problem"]
+        eventually(lambda said=said: said in trial.nic("web0").problem)  # type: ignore[misc]
+        assert str(file) in trial.nic("web0").problem
         assert "The last good definition is in force" in trial.run("show", "web0")
         assert state(trial) == ("connected", "eth0")
     (trial.nics_d / "db0.toml").write_text(definition("eth1", mac="52:54:00:00:00:02"))
@@ -140,10 +140,10 @@ def test_a_broken_file_leaves_the_last_good_definition_in_force_and_other_nics_a
     trial.kill()
     trial.start()
     assert state(trial) == ("connected", "eth0")
-    assert "UTF-8" in trial.json("show", "web0")["problem"]
+    assert "UTF-8" in trial.nic("web0").problem
     file.write_text(whole)
     wait_uplink(trial, "eth1")
-    assert trial.json("show", "web0")["problem"] == ""
+    assert trial.nic("web0").problem == ""
 
 
 def test_a_file_that_never_was_good_is_a_failed_nic_with_the_reason(trial: Trial) -> None:
@@ -344,7 +344,7 @@ def test_an_uplink_that_moves_to_another_namespace_is_lost_until_it_is_back(
     trial.wait("web0", "connected")
     lab.host.ip("link", "set", "eth0", "netns", str(lab.wire.pid))
     trial.wait("web0", "waiting")
-    assert "eth0: no such interface" in trial.json("show", "web0")["reason"]
+    assert "eth0: no such interface" in trial.nic("web0").reason
     eventually(lambda: links(lab.host, "type", "macvlan") == [])
     lab.wire.ip("link", "set", "eth0", "netns", str(lab.host.pid))
     trial.wait("web0", "connected", timeout=3)
@@ -363,7 +363,7 @@ def test_an_uplink_with_a_smaller_mtu_is_used_with_a_warning(lab: Lab, trial: Tr
     assert links(lab.host, "type", "macvlan")[0]["mtu"] == 1400
     lab.host.ip("link", "set", "eth0", "mtu", "1500")
     eventually(lambda: links(lab.host, "type", "macvlan")[0]["mtu"] == 1500)
-    assert trial.json("show", "web0")["candidates"][0]["reason"] == ""
+    assert trial.nic("web0").candidates[0].reason == ""
 
 
 def test_an_uplink_that_appears_down_is_brought_up_once_and_then_is_the_administrators(
@@ -411,7 +411,7 @@ def test_without_bring_up_an_uplink_that_is_down_stays_so(lab: Lab, trial: Trial
     trial.define("web0", definition("eth0", more="bring_up = false"))
     lab.uplink("eth0", up=False)
     time.sleep(0.3)
-    assert trial.json("show", "web0")["reason"] == "eth0: is down"
+    assert trial.nic("web0").reason == "eth0: is down"
     assert "UP" not in links(lab.host, "eth0")[0]["flags"]
 
 

@@ -336,7 +336,7 @@ def test_our_devices_say_nothing_by_themselves(lab: Lab, trial: Trial, uplink: s
             guest.boot()
             # MLD reports and ARP come at once, IPv6's address detection within 1 s (RFC 4862).
             time.sleep(1.3)
-            assert trial.json("show", "web0")["uplink"] == uplink
+            assert trial.nic("web0").uplink == uplink
     # The network itself speaks IPv6.
     assert [seen for seen in wire.frames() + host.frames() if seen.data[6:12] != f.mac_bytes(WIRE_MAC)] == []
 

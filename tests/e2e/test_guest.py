@@ -38,8 +38,8 @@ class Scene:
     pinger: Pinger
 
     def state(self) -> tuple[str, str | None]:
-        shown = self.trial.json("show", "web0")
-        return shown["state"], shown["uplink"]
+        shown = self.trial.nic("web0")
+        return shown.state, shown.uplink
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.trial.run("events", "--json").splitlines()]
@@ -111,7 +111,7 @@ def test_an_uplink_is_lost_and_returns_under_its_own_name_and_under_another(scen
         scene.lab.uplink(name, mac=CARD)
         scene.reachable()
         assert scene.state() == ("connected", name)
-    assert scene.trial.json("show", "web0")["outages"] == 3
+    assert scene.trial.nic("web0").outages == 3
 
 
 def test_an_uplink_that_is_renamed_under_the_nic_is_followed_without_loss(scene: Scene) -> None:

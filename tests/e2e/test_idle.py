@@ -87,4 +87,4 @@ def test_twenty_nics_with_nothing_happening_do_not_wake_the_daemon(
     assert bystanders(trial) == before
     lab.remove("eth0")
     trial.wait("vm18", "disconnected")
-    assert trial.json("show", "vm0")["uplink"] == "eth1"
+    assert trial.nic("vm0").uplink == "eth1"

@@ -14,6 +14,7 @@ from evertap.lab.libvirtd import DomainGuest, Libvirtd, installed
 from evertap.lab.pinger import Pinger
 from evertap.lab.trial import Trial
 from evertap.lab.wires import Lab
+from evertap.model.errors import NoSuchNicError
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -78,14 +79,14 @@ class Scene:
         return DomainGuest(self.libvirtd, self.image, devices, uuid + extra, name="web")
 
     def state(self, name: str = "web0") -> tuple[str, str | None]:
-        shown = self.trial.json("show", name)
-        return shown["state"], shown["uplink"]
+        shown = self.trial.nic(name)
+        return shown.state, shown.uplink
 
     def wait_for(self, state: str, uplink: str | None = None, name: str = "web0") -> None:
         def reached() -> bool:
             try:
                 return self.state(name) == (state, uplink)
-            except LabError:  # not defined yet
+            except NoSuchNicError:  # not defined yet
                 return False
 
         until(reached)
@@ -376,4 +377,4 @@ def test_a_macvtap_is_handed_to_a_domain_by_its_monitor(scene: Scene) -> None:
         assert (guest.boot_id(), guest.carrier_changes()) == before
         scene.libvirtd.virsh("destroy", "web")
         until(lambda: "macvtap" not in scene.lab.host.ip("-d", "link"))
-        assert "the domain web does not run" in scene.trial.json("show", "web0")["reason"]
+        assert "the domain web does not run" in scene.trial.nic("web0").reason

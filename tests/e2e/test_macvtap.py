@@ -171,9 +171,9 @@ def test_qemu_killed_and_started_again_finds_its_nic(lab: Lab, trial: Trial, gue
             with QemuGuest(lab.host, guest_image, arguments) as guest:
                 guest.boot()
                 pinger.wait_reply(10)
-                assert trial.json("show", "web0")["state"] == "connected"
+                assert trial.nic("web0").state == "connected"
             deadline = time.monotonic() + 10
             while "macvtap" in lab.host.ip("-d", "link"):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            assert "QEMU" in trial.json("show", "web0")["reason"]
+            assert "QEMU" in trial.nic("web0").reason

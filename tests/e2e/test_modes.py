@@ -172,7 +172,7 @@ def test_an_uplink_that_a_passthru_nic_has_is_refused_to_others_with_the_reason(
     assert (shown["state"], shown["uplink"]) == ("waiting", None)
     assert [candidate["reason"] for candidate in shown["candidates"]] == [taken]
     assert shown["reason"] == f"eth0: {taken}"
-    assert trial.json("show", "web0")["state"] == "connected"
+    assert trial.nic("web0").state == "connected"
     # Once it is free, the other one has it.
     trial.run("undefine", "web0")
     trial.wait("db0", "connected")

@@ -137,7 +137,7 @@ def test_a_guest_boots_deferred_and_is_connected_when_its_uplink_comes(
         guest.boot()
         assert program_of(guest.pid) == "qemu-system-x86_64"
         assert uid_of(guest.pid) == (pwd.getpwnam("nobody").pw_uid if owner else os.getuid())
-        assert trial.json("show", "web0")["state"] == "waiting"
+        assert trial.nic("web0").state == "waiting"
         lab.uplink("eth0")
         pinger.wait_reply(5)
         lab.remove("eth0")

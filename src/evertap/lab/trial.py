@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -10,12 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from evertap.api.client import Client, connect
 from evertap.lab.errors import LabError
 from evertap.lab.netns import Namespace
+from evertap.model.views import NicView
 
 _SOURCES = Path(__file__).parents[2]
 _START = 10.0  # seconds
@@ -134,8 +138,19 @@ class Trial:
         self.run("define", str(file))
 
     def wait(self, name: str, state: str, timeout: float = 10) -> None:
-        """Wait until the NIC is in the state."""
-        self.run("wait", name, "--for", state, "--timeout", str(timeout))
+        """Wait until the NIC is in the state; TimeoutError."""
+        self._ask(lambda client: client.wait(name, state, timeout))
+
+    def nic(self, name: str) -> NicView:
+        """The NIC as `show` has it, without the tenth of a second that a command takes to start."""
+        return self._ask(lambda client: client.nic(name))
+
+    def _ask(self, question: Callable[[Client], Awaitable[NicView]]) -> NicView:
+        async def asking() -> NicView:
+            async with connect(self.path / "runtime") as client:
+                return await question(client)
+
+        return asyncio.run(asking())
 
     def arguments(self, *names: str) -> list[str]:
         """The QEMU arguments for the NICs."""
