@@ -1,4 +1,4 @@
-"""A QEMU that sends 100,000 events at once: how much memory that takes. Run with the path of a socket to make."""
+"""A QEMU that sends 100,000 events at once: how much memory that takes. Run with a path for its socket."""
 
 import asyncio
 import sys

@@ -287,7 +287,7 @@ async def latency(following: Following, path: str, seconds: float) -> list[float
 
 
 def test_a_flood_of_events_takes_no_memory(tmp_path: Path) -> None:
-    # In a process of its own: with all that a test run has in memory, the collector makes the flood a trickle.
+    # In a process of its own: beside all that a test run holds, tracing memory makes a trickle of the flood.
     done = subprocess.run(
         [sys.executable, "-m", "tests.vmm.flooded", tmp_path / "vm.qmp"],
         cwd=ROOT,
