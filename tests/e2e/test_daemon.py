@@ -344,7 +344,7 @@ def test_an_uplink_that_moves_to_another_namespace_is_lost_until_it_is_back(
     trial.wait("web0", "connected")
     lab.host.ip("link", "set", "eth0", "netns", str(lab.wire.pid))
     trial.wait("web0", "waiting")
-    assert "eth0: no such interface" in trial.nic("web0").reason
+    eventually(lambda: "eth0: no such interface" in trial.nic("web0").reason)
     eventually(lambda: links(lab.host, "type", "macvlan") == [])
     lab.wire.ip("link", "set", "eth0", "netns", str(lab.host.pid))
     trial.wait("web0", "connected", timeout=3)

@@ -99,7 +99,7 @@ def test_a_vm_starts_without_its_uplink_and_is_connected_when_it_appears(scene: 
     scene.unreachable()
     scene.lab.uplink("eth0", mac=CARD)
     scene.reachable()
-    assert scene.state() == ("connected", "eth0")
+    scene.wait("connected", "eth0")
 
 
 def test_an_uplink_is_lost_and_returns_under_its_own_name_and_under_another(scene: Scene) -> None:
@@ -110,7 +110,7 @@ def test_an_uplink_is_lost_and_returns_under_its_own_name_and_under_another(scen
         scene.unreachable()
         scene.lab.uplink(name, mac=CARD)
         scene.reachable()
-        assert scene.state() == ("connected", name)
+        scene.wait("connected", name)
     assert scene.trial.nic("web0").outages == 3
 
 
@@ -159,7 +159,7 @@ def test_disconnect_and_connect_touch_the_backend_only(scene: Scene) -> None:
     scene.unreachable()
     scene.trial.run("connect", "web0")
     scene.reachable()
-    assert scene.state() == ("connected", "eth0")
+    scene.wait("connected", "eth0")
 
 
 def test_a_killed_daemon_is_replaced_without_a_lost_frame_and_finds_nothing_to_do(scene: Scene) -> None:
@@ -186,7 +186,7 @@ def test_what_happened_while_no_daemon_ran_is_caught_up_with(scene: Scene) -> No
     scene.unreachable()
     scene.trial.start()
     scene.reachable()
-    assert scene.state() == ("connected", "enx0")
+    scene.wait("connected", "enx0")
 
 
 def test_a_definition_removed_while_the_vm_runs_leaves_the_tap_until_the_vm_has_gone(scene: Scene) -> None:

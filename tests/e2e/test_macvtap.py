@@ -41,14 +41,14 @@ def test_deferred_start_loss_and_return_under_the_same_and_another_name(scene: S
     assert scene.state() == ("waiting", None)
     scene.lab.uplink("eth0", mac=CARD)
     scene.reachable()
-    assert scene.state() == ("connected", "eth0")
+    scene.wait("connected", "eth0")
     for name in ("eth0", "enx0"):
         scene.lab.remove("eth0")
         scene.wait("waiting")
         scene.unreachable()
         scene.lab.uplink(name, mac=CARD)
         scene.reachable()
-        assert scene.state() == ("connected", name)
+        scene.wait("connected", name)
 
 
 def test_retarget_and_failover_between_two_uplinks(scene: Scene) -> None:
@@ -176,4 +176,5 @@ def test_qemu_killed_and_started_again_finds_its_nic(lab: Lab, trial: Trial, gue
             while "macvtap" in lab.host.ip("-d", "link"):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+            trial.wait("web0", "waiting")
             assert "QEMU" in trial.nic("web0").reason
