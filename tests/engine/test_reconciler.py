@@ -11,7 +11,7 @@ from evertap.engine import reconciler as reconciling
 from evertap.engine.journal import Journal
 from evertap.engine.ports import Done
 from evertap.engine.reconciler import Reconciler
-from evertap.model.actions import CreateMacvlan, Splice
+from evertap.model.actions import Announce, CreateMacvlan, Splice
 from evertap.model.choice import Wanted
 from evertap.model.errors import EvertapError
 from evertap.model.links import IFF_LOWER_UP, IFF_UP, Link
@@ -80,6 +80,28 @@ def test_an_uplink_that_comes_goes_and_comes_again_is_followed_by_events() -> No
         latency = bench.journal.events(None)[-1].latency_ms
         assert latency is not None
         assert 0 < latency < 1000
+
+    on_bench(body)
+
+
+def test_a_nic_that_waited_for_the_carrier_alone_is_announced_when_it_comes() -> None:
+    async def body(bench: Bench) -> None:
+        bench.host.add("eth0", flags=IFF_UP)
+        bench.loop.want(Wanted(nic()))
+        await bench.rest()
+        assert bench.state() == ("waiting", None)
+        assert not [action for action in bench.host.performed if isinstance(action, Announce)]
+        for _ in range(2):
+            done = len(bench.host.performed)
+            bench.host.change("eth0", flags=IFF_UP | IFF_LOWER_UP)
+            await bench.rest()
+            assert bench.state() == ("connected", "eth0")
+            assert [type(action) for action in bench.host.performed[done:]] == [Announce]
+            latency = bench.journal.events(None)[-1].latency_ms
+            assert latency is not None
+            assert 0 < latency < 1000
+            bench.host.change("eth0", flags=IFF_UP)
+            await bench.rest()
 
     on_bench(body)
 

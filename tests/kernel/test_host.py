@@ -136,6 +136,15 @@ def test_a_nic_is_connected_in_one_go_and_the_monitor_tells_of_it(bench: Bench) 
     far.close()
 
 
+def test_what_comes_after_a_refused_step_is_not_left_behind(bench: Bench) -> None:
+    uplink = bench.lab.wire("up0")
+    bench.make(WEB)
+    done = bench.perform(BringUp(nic="web0", index=999_999, uplink="none"), *connect(WEB, uplink))
+    assert "set none up" in refused(done)
+    assert bench.macvlans() == []
+    assert done.splicing is None
+
+
 def test_one_nic_that_fails_in_the_middle_does_not_hold_up_the_others(bench: Bench) -> None:
     uplink = bench.lab.wire("up0")
     nics = [nic(f"vm{number}", mac=f"52:54:00:00:03:{number:02x}") for number in range(9)]

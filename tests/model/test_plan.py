@@ -76,6 +76,40 @@ def test_an_uplink_that_appears_is_connected_and_announced() -> None:
     assert rested.uplink is world.seen.links.named("eth0")
 
 
+def test_all_is_ready_before_the_carrier_comes_and_the_announcement_waits_for_it() -> None:
+    world = World(nic("web0", "eth0", "eth1"))
+    world.settle()
+    world.host.add("eth0", flags=0)
+    assert kinds(world.look()) == [BringUp, CreateMacvlan, Splice]
+    world.apply(world.look().actions)
+    world.host.change("eth0", flags=IFF_UP)
+    rested = world.settle()
+    assert (rested.state, rested.reason) == ("waiting", "eth0: has no carrier; eth1: no such interface")
+    world.seen.lost.add("web0")
+    world.host.change("eth0", flags=IFF_UP | IFF_LOWER_UP)
+    assert world.look().state == "connected"
+    assert kinds(world.look()) == [Announce]
+
+
+def test_of_two_uplinks_without_carrier_the_first_is_pointed_at_and_the_one_that_gets_it_wins() -> None:
+    world = World(nic("web0", "eth0", "eth1"))
+    world.host.add("eth0", flags=IFF_UP)
+    world.host.add("eth1", flags=IFF_UP)
+    world.settle()
+    devices = {link.lower: link.index for link in world.seen.links.owned("web0") if link.kind == "macvlan"}
+    assert world.host.taps["web0"].target == devices[1]
+    world.host.change("eth1", flags=IFF_UP | IFF_LOWER_UP)
+    assert kinds(world.look()) == [Splice, Announce]
+    assert world.settle().uplink is world.seen.links.named("eth1")
+
+
+def test_an_uplink_that_stays_down_gets_no_macvlan() -> None:
+    world = World(nic(bring_up=False))
+    world.settle()
+    world.host.add("eth0", flags=0)
+    assert world.look().actions == []
+
+
 def test_an_uplink_that_is_gone_leaves_the_nic_pointed_at_nothing() -> None:
     world = World(nic())
     world.host.add("eth0")

@@ -267,6 +267,8 @@ class Reconciler:
                 _log.exception("%s: planning failed", name)
                 reason = f"a defect in evertap: {error!r}; please report it"
                 record.plan = Plan("failed", None, reason, [], [], now + _LAST_RETRY)
+            if record.plan.state != "connected":
+                self.seen.lost.add(name)
             actions = record.plan.actions
             if not actions or record.retry_at > now:
                 self._settle(record)
@@ -370,6 +372,7 @@ class Reconciler:
 
     def _repeat_announcement(self, record: Record, action: Announce) -> None:
         """Ours tells the switches; through QEMU, a guest that can will also tell its neighbours (virtio)."""
+        self.seen.lost.discard(action.nic)
         self._announcer.announce(action)
         qmp = record.wanted.qmp
         if has_device(action.nic, self.seen.vmms.get(qmp, Vmm())):
@@ -450,7 +453,10 @@ class Reconciler:
         event: str = state
         latency: float | None = None
         if state == "connected":
-            latency = max(record.done_at - record.touched_at, 0.0) if record.touched_at is not None else None
+            if record.touched_at is not None:
+                # With nothing left to do, it is connected when this is known.
+                done_at = record.done_at if record.done_at >= record.touched_at else self._loop.time()
+                latency = done_at - record.touched_at
             event = self._how_connected(record, before, before_uplink)
         elif before == "connected" and state != "disconnected":
             record.outages += 1
@@ -477,6 +483,7 @@ class Reconciler:
         self._follow_soon()
         for known in (self.seen.guest_links, self.seen.told, self.seen.rx_filters):
             known.pop(name, None)
+        self.seen.lost.discard(name)
         for callback in list(self.settled):
             callback(name)
 

@@ -7,6 +7,7 @@ attribute stands once in a table (`Attribute`), from which it is both written an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from socket import htons
 from struct import Struct
 from typing import Any, Final, Literal, NamedTuple
@@ -287,6 +288,9 @@ def _attributes(buffer: Buffer, start: int, end: int, readers: _Readers) -> dict
     return fields
 
 
+_ADDRGEN_NONE: Final = _write(_FAMILIES, inet6=_write(_INET6, addr_gen_mode=1))
+
+
 # --- requests -------------------------------------------------------------------------------------
 
 
@@ -309,11 +313,15 @@ def new_macvlan(
     (net/core/rtnetlink.c): alias and address generation go into a `set_link` of their own.
     """
     flags = IFF_NOARP | (IFF_ALLMULTI if allmulti else 0)
-    data = _write(_MACVLAN, mode=MODES[mode])
-    info = _write(_INFO, kind=kind, data=data)
+    info = _macvlan_info(kind, mode)
     body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, IFF_NOARP | IFF_ALLMULTI)
     body += _write(_LINK, name=name, lower=lower, mac=mac, mtu=mtu, info=info)
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+@cache
+def _macvlan_info(kind: str, mode: str) -> bytes:
+    return _write(_INFO, kind=kind, data=_write(_MACVLAN, mode=MODES[mode]))
 
 
 def set_link(
@@ -340,7 +348,7 @@ def set_link(
     bits = {IFF_UP: up, IFF_NOARP: noarp, IFF_ALLMULTI: allmulti, IFF_PROMISC: promisc}
     flags = sum(bit for bit, wanted in bits.items() if wanted)
     change = sum(bit for bit, wanted in bits.items() if wanted is not None)
-    af_spec = _write(_FAMILIES, inet6=_write(_INET6, addr_gen_mode=1)) if addrgen_none else None
+    af_spec = _ADDRGEN_NONE if addrgen_none else None
     body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change)
     body += _write(_LINK, name=name, alias=alias, mac=mac, mtu=mtu, master=master, af_spec=af_spec)
     return Message(RTM_NEWLINK, 0, body)
@@ -450,6 +458,16 @@ def _body(buffer: Buffer, offset: int, length: int, fixed: int) -> int:
     if length < 16 + fixed or offset < 0 or end > len(buffer):
         raise NetlinkFormatError(f"message of {length} bytes at byte {offset} of {len(buffer)}")
     return end
+
+
+def link_index(buffer: Buffer, offset: int, length: int) -> int:
+    """The interface that the message at `offset` tells of as a whole; 0 if it tells of none, or of a part.
+
+    Raises NetlinkFormatError on malformed bytes.
+    """
+    _body(buffer, offset, length, 16)
+    family, _, index, _, _ = _IFINFO.unpack_from(buffer, offset + 16)
+    return int(index) if family == AF_UNSPEC else 0
 
 
 def decode_link(buffer: Buffer, offset: int, length: int) -> LinkEvent | None:

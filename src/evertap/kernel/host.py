@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import random
 import socket
+import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ from evertap.kernel import bpf, codec, macvtap, tun
 from evertap.kernel.codec import Message
 from evertap.kernel.frames import announcement
 from evertap.kernel.rtnetlink import KernelRefusal, LinkMonitor, Overflow, Rtnetlink
-from evertap.kernel.tap import Tap, insist, make_tap, without_ipv6_addresses
+from evertap.kernel.tap import Tap, has_ipv6, insist, make_tap
 from evertap.model.actions import (
     Action,
     Announce,
@@ -39,6 +41,7 @@ from evertap.model.errors import ActionError
 from evertap.model.links import MARK, Link, LinkEvent
 from evertap.model.observed import Splicing
 
+_SIOCGIFNAME: Final = 0x8910
 _FIRST_INDEX: Final = 1 << 20
 _LAST_INDEX: Final = 1 << 30
 _BY_NETLINK: Final = (
@@ -113,6 +116,7 @@ class Host:
         self._packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._taps: dict[str, Tap] = {}
         self._source_programs = _SourcePrograms()
+        self._made: set[int] = set()  # macvlans whose notifications have not been read yet
         self._next_index = random.randrange(_FIRST_INDEX, _LAST_INDEX)
         self._slow = ThreadPoolExecutor(1, "evertap-slow")
         self._slow_rtnetlink = Rtnetlink()
@@ -136,8 +140,9 @@ class Host:
 
     def events(self) -> list[LinkEvent]:
         """All events that are there; LostEventsError if the kernel dropped some."""
+        made, self._made = self._made, set()
         try:
-            return self._monitor.read()
+            return self._monitor.read(made)
         except Overflow:
             raise LostEventsError from None
 
@@ -223,10 +228,10 @@ class Host:
             return
         undo: list[list[Message]] = []
         for (run, action), refusal in zip(planned, self._rtnetlink.request(groups), strict=True):
-            if refusal:
+            if refusal or run.error:  # what comes after a refusal is not to be
                 undo += self._undo(run, action, refusal)
-                if run.error is None:
-                    run.fail(action, refusal)
+            if refusal and run.error is None:
+                run.fail(action, refusal)
         follow_up = [
             [message] for run, action in planned if run.error is None for message in self._follow_up(action)
         ]
@@ -237,13 +242,13 @@ class Host:
         match action:
             case CreateMacvlan():
                 index = run.made[action.lower] = self._new_index()
+                self._made.add(index)
                 name, kind = f"ev{index}", action.kind
                 return [
                     codec.new_macvlan(
                         index, name, action.lower, action.mac, action.mode, action.mtu, kind=kind
                     ),
-                    codec.set_link(index, alias=MARK + action.nic),
-                    *without_ipv6_addresses(index, action.mtu),
+                    codec.set_link(index, alias=MARK + action.nic, addrgen_none=has_ipv6(action.mtu)),
                     codec.add_clsact(index),
                     self._filter(action, index),
                     codec.set_link(index, up=True),
@@ -281,9 +286,10 @@ class Host:
                 yield from (codec.add_multicast(action.index, mac) for mac in sorted(action.add))
                 yield from (codec.remove_multicast(action.index, mac) for mac in sorted(action.remove))
 
-    def _undo(self, run: _Run, action: Action, refusal: KernelRefusal) -> list[list[Message]]:
-        """A macvlan that was made in part goes again; one whose index or name was taken is not ours."""
-        if not isinstance(action, CreateMacvlan) or refusal.errno in (errno.EBUSY, errno.EEXIST):
+    def _undo(self, run: _Run, action: Action, refusal: KernelRefusal | None) -> list[list[Message]]:
+        """A macvlan goes again; one whose index or name was taken is not ours."""
+        taken = refusal and refusal.errno in (errno.EBUSY, errno.EEXIST)
+        if not isinstance(action, CreateMacvlan) or taken:
             return []
         return [[codec.del_link(run.made[action.lower])]]
 
@@ -326,7 +332,7 @@ class Host:
                 self._next_index = _FIRST_INDEX
             # What follows in the batch goes by the index, and would change another's device that has it.
             try:
-                socket.if_indextoname(index)
+                fcntl.ioctl(self._packets, _SIOCGIFNAME, struct.pack("=16xi20x", index))
             except OSError:
                 return index
 

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -281,24 +281,30 @@ class LinkMonitor(_NetlinkSocket):
         super().__init__(groups=_RTMGRP_LINK, receive_buffer=receive_buffer, datagram=_DATAGRAM)
         self._socket.setblocking(False)
 
-    def read(self) -> list[LinkEvent]:
+    def read(self, final: Container[int] = ()) -> list[LinkEvent]:
         """All that has happened since the last call, oldest first; empty if nothing has.
 
+        Of the interfaces in `final` (their indices) only the last word counts, where the rest is not worth
+        its decoding.
         Raises Overflow if the kernel dropped events: then all that waited is dropped too, whatever happens
         from now on will be heard, and all links must be read again. Raises NetlinkFormatError on malformed
         bytes.
         """
-        events: list[LinkEvent] = []
+        said: list[tuple[bytes, int, int] | None] = []
+        last: dict[int, int] = {}
         for _ in range(_DATAGRAMS_A_READ):  # a storm must not keep the caller here for ever
             try:
                 buffer = self._receive()
             except BlockingIOError:
                 break
             for _, _, _, _, offset, length in codec.split(buffer):
-                event = codec.decode_link(buffer, offset, length)
-                if event is not None:
-                    events.append(event)
-        return events
+                if final and (index := codec.link_index(buffer, offset, length)) in final:
+                    if index in last:
+                        said[last[index]] = None
+                    last[index] = len(said)
+                said.append((buffer, offset, length))
+        decoded = (codec.decode_link(*message) for message in said if message)
+        return [event for event in decoded if event is not None]
 
 
 def _stamp(message: Message, flags: int, sequence: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import pwd
 import socket
@@ -111,7 +112,7 @@ def _configure(nic: Nic, index: int, rtnetlink: Rtnetlink) -> None:
         rtnetlink,
         [
             codec.set_link(index, alias=tap_alias(nic), mac=mac, mtu=nic.mtu, noarp=True),
-            *without_ipv6_addresses(index, nic.mtu),
+            *([codec.set_link(index, addrgen_none=True)] if has_ipv6(nic.mtu) else []),
             codec.set_link(index, up=True),
         ],
     )
@@ -135,8 +136,11 @@ def _silence(name: str) -> None:
             (_CONF / setting).write_text(value)
 
 
-def without_ipv6_addresses(index: int, mtu: int) -> list[Message]:
-    """Let the device have no address of its own, where IPv6 is there at all: else the kernel refuses this."""
-    if mtu < _IPV6_MIN_MTU or not (_CONF / "ipv6").exists():
-        return []
-    return [codec.set_link(index, addrgen_none=True)]
+def has_ipv6(mtu: int) -> bool:
+    """Whether IPv6 is there on a device of that MTU: then it has to be told to have no address of its own."""
+    return mtu >= _IPV6_MIN_MTU and _ipv6_is_there()
+
+
+@functools.cache
+def _ipv6_is_there() -> bool:
+    return (_CONF / "ipv6").exists()

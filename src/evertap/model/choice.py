@@ -112,6 +112,9 @@ def _obstacle(nic: Nic, spec: UplinkSpec, link: Link, mode: Mode, seen: Observed
         if link.port_kind == "bridge":
             return f'is a port of bridge {name}; use {{ bridge = "{name}" }}'
         return f'belongs to {name}; use "{name}"'
+    if link.kind in STACKED_ON_UPLINK:
+        below = seen.links.get(link.lower) if link.lower_netns is None else None
+        return f"is a {link.kind}, and none can stand on it" + (f'; use "{below.name}"' if below else "")
     if link.kind == "bridge":
         return "" if nic.backend == "tap" else 'is a bridge, which backend "macvtap" cannot join; use "tap"'
     if spec.bridge:
@@ -122,18 +125,21 @@ def _obstacle(nic: Nic, spec: UplinkSpec, link: Link, mode: Mode, seen: Observed
 def _taken(nic: Nic, link: Link, mode: Mode, seen: Observed) -> str:
     if link.mac == nic.mac and mode != "passthru":
         return "has this NIC's own MAC address; give one of them another"
+    # Thousands may stand on one uplink. One in mode passthru stands there alone: the first tells of all.
     for above in seen.links.above(link.index):
-        if above.owner == nic.name:
-            continue
-        user = f'NIC "{above.owner}"' if above.owner else f"{above.kind} {above.name}"
-        if above.mode == "passthru":
-            return f"is taken by {user} in mode passthru"
-        if mode == "passthru":
-            return f"is used by {user}, and mode passthru needs it alone"
-        if above.mac == nic.mac:
+        if above.owner != nic.name:
+            user = f'NIC "{above.owner}"' if above.owner else f"{above.kind} {above.name}"
+            if above.mode == "passthru":
+                return f"is taken by {user} in mode passthru"
+            if mode == "passthru":
+                return f"is used by {user}, and mode passthru needs it alone"
+        if mode != "passthru":
+            break
+    for same in seen.links.with_mac(nic.mac):
+        if same.kind in STACKED_ON_UPLINK and same.lower == link.index and same.owner != nic.name:
             return (
-                f"has a foreign {above.kind} {above.name} with this NIC's MAC; "
-                f"remove it: ip link del {above.name}"
+                f"has a foreign {same.kind} {same.name} with this NIC's MAC; "
+                f"remove it: ip link del {same.name}"
             )
     return ""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from typing import Any
 
 from evertap.model.links import Link
-from evertap.model.nic import GLOB, Nic
+from evertap.model.nic import GLOB, Nic, UplinkSpec
 from evertap.model.observed import Change, Observed
 from evertap.model.table import STACKED_ON_UPLINK
 
@@ -24,23 +25,29 @@ class Interest:
         self.drop(nic.name)
         self._nics[nic.name] = nic
         for spec in nic.uplinks:
-            key, value = spec.target
-            if GLOB.search(value):
-                self._globs.setdefault(value, set()).add(nic.name)
-            else:
-                self._exact.setdefault(("name" if key == "bridge" else key, value), set()).add(nic.name)
+            table, key = self._place(spec)
+            table.setdefault(key, set()).add(nic.name)
             if nic.mode_on(spec) == "passthru":
                 self._passthru.add(nic.name)
 
     def drop(self, name: str) -> None:
         """Forget a NIC."""
-        if self._nics.pop(name, None) is None:
+        nic = self._nics.pop(name, None)
+        if nic is None:
             return
         self._passthru.discard(name)
-        for names in (*self._exact.values(), *self._globs.values()):
+        for spec in nic.uplinks:
+            table, key = self._place(spec)
+            names = table.get(key, set())
             names.discard(name)
-        self._exact = {key: names for key, names in self._exact.items() if names}
-        self._globs = {pattern: names for pattern, names in self._globs.items() if names}
+            if not names:
+                table.pop(key, None)
+
+    def _place(self, spec: UplinkSpec) -> tuple[dict[Any, set[str]], object]:
+        key, value = spec.target
+        if GLOB.search(value):
+            return self._globs, value
+        return self._exact, ("name" if key == "bridge" else key, value)
 
     def in_link(self, link: Link) -> set[str]:
         """The NICs whose definitions name the interface."""

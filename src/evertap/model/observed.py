@@ -61,6 +61,8 @@ class Observed:
         """By NIC: the guest's carrier, where it was set in this QEMU."""
         self.told: dict[str, int] = {}
         """By NIC: the uplink (index; 0: none) that the guest's link was last bounced for."""
+        self.lost: set[str] = set()
+        """NICs that have been without an uplink since the network was last told where they are."""
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def fold(self, event: LinkEvent, now: float) -> Change | None:
@@ -74,11 +76,7 @@ class Observed:
         old = self.links.put(event)
         if old == event:
             return None
-        if event.owner:
-            # Of an uplink that has gone to another namespace, the macvlan may still tell.
-            if event.kind in STACKED_ON_UPLINK and self.links.get(event.lower) and event.lower_netns is None:
-                self.served.add(event.lower)
-        else:
+        if not event.owner:
             self._follow(event, now)
         return Change(old, event)
 
@@ -88,6 +86,8 @@ class Observed:
         if len(self.links) == 0 and any(link.owner for link in links):
             # A daemon was here before: what is down now and has been up was taken down since, or before.
             self.served |= {link.index for link in links if link.ups}
+            ours = [link for link in links if link.owner and link.kind in STACKED_ON_UPLINK]
+            self.served |= {link.lower for link in ours if link.lower_netns is None}
         present = {event.index for event in events}
         missing: list[LinkEvent] = [Gone(link.index) for link in self.links if link.index not in present]
         changes = (self.fold(event, now) for event in missing + events)

@@ -11,7 +11,7 @@ from evertap.model.links import Link
 from evertap.model.observed import Observed
 from evertap.model.plan_macvtap import connect_macvtap, obstacle, unplug_all
 from evertap.model.plan_tap import connect_tap, renew_tap, retire_tap, tear_down_tap
-from evertap.model.planning import View, remove
+from evertap.model.planning import View, is_up, remove
 from evertap.model.table import STACKED_ON_UPLINK
 from evertap.model.vmm import has_device
 
@@ -79,9 +79,18 @@ def _plan_macvtap(view: View, now: float) -> Plan:
 def _with_goal(view: View, now: float) -> tuple[View, float]:
     on = current(view.wanted, view.seen)
     chosen, again_at = choose(view.wanted, view.found, on, view.seen, now)
-    # A lost carrier leaves the NIC where it is: when it returns, so does the traffic, at once.
-    stays = next((c for c in view.found if c.fit and c.link and c.link.index == on), None)
-    return view._replace(chosen=chosen, goal=chosen or stays), again_at
+    return view._replace(chosen=chosen, goal=chosen or _hope(view, on)), again_at
+
+
+def _hope(view: View, on: int) -> Candidate | None:
+    """Where to point a NIC that can be connected to nothing: with the carrier, its traffic flows at once.
+
+    A lost carrier leaves the NIC where it is; else it is the first uplink that only lacks its carrier.
+    """
+    hopeful = [candidate for candidate in view.found if candidate.link and candidate.fit]
+    stays = (candidate for candidate in hopeful if candidate.link and candidate.link.index == on)
+    rising = (candidate for candidate in hopeful if is_up(view, candidate))
+    return next(stays, None) or next(rising, None)
 
 
 def _outcome(view: View, actions: list[Action], again_at: float, ready: bool, hindrance: str) -> Plan:

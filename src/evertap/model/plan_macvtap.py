@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evertap.model.actions import Action, Announce, CreateMacvlan, Plug, Unplug
+from evertap.model.actions import Action, CreateMacvlan, Plug, Unplug
 from evertap.model.choice import Candidate
 from evertap.model.plan_tap import retire_tap, tear_down_tap
-from evertap.model.planning import View, bring_up, fits, remove, tune
+from evertap.model.planning import View, announce, bring_up, fits, remove, tune
 from evertap.model.vmm import card_port, is_plugged, plugged
 
 
@@ -43,8 +43,7 @@ def connect_macvtap(view: View) -> Iterator[Action]:
     if goal and goal.link and not whole:
         uplink = goal.link.name
         yield Plug(nic=nic.name, qmp=view.wanted.qmp, index=device.index if device else None, uplink=uplink)
-        if nic.announce:
-            yield Announce(nic=nic.name, lower=lower, uplink=uplink, bridge=False, mac=view.mac)
+    yield from announce(view, not whole)
     yield from (remove(other, view.seen) for other in others if other not in in_the_way)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from evertap.model.actions import (
     Action,
-    Announce,
     BringUp,
     CreateMacvlan,
     CreateTap,
@@ -21,7 +20,7 @@ from evertap.model.choice import Candidate
 from evertap.model.links import MARK, Link
 from evertap.model.nic import Nic
 from evertap.model.observed import PASS, Splicing
-from evertap.model.planning import View, bring_up, fits, remove, tune
+from evertap.model.planning import View, announce, bring_up, fits, is_up, remove, tune
 
 
 def renew_tap(nic: Nic, tap: Link | None, splicing: Splicing | None) -> Iterator[Action]:
@@ -67,10 +66,12 @@ def connect_tap(view: View) -> Iterator[Action]:
 
 
 def _keeps_macvlan(view: View, candidate: Candidate, has: bool) -> bool:
-    """Hot failover has one on every usable uplink, and leaves it there through a loss of carrier."""
+    """Hot failover has one on every uplink that is up: with the carrier, the NIC is connected at once."""
     if not candidate.fit or candidate.is_bridge:
         return False
-    return candidate is view.goal or (view.nic.failover == "hot" and (candidate.usable or has))
+    if candidate is view.goal:
+        return True
+    return view.nic.failover == "hot" and (has or is_up(view, candidate))
 
 
 def _point(view: View, ready: dict[int, int]) -> Iterator[Action]:
@@ -89,8 +90,7 @@ def _point(view: View, ready: dict[int, int]) -> Iterator[Action]:
         yield Splice(
             nic=nic.name, lower=lower, uplink=uplink, target=target, mac=nic.mac, check=nic.spoof_check
         )
-    if nic.announce and lower and (now.target != target or (bridge and master != lower)):
-        yield Announce(nic=nic.name, lower=lower, uplink=uplink, bridge=bridge, mac=view.mac)
+    yield from announce(view, now.target != target or (bridge and master != lower))
     if master and not bridge:
         yield LeaveBridge(nic=nic.name)
 

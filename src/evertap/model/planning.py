@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from evertap.model.actions import Action, BringUp, RemoveMacvlan, SetMac, SetMtu, SetMulticast
+from evertap.model.actions import Action, Announce, BringUp, RemoveMacvlan, SetMac, SetMtu, SetMulticast
 from evertap.model.choice import Candidate, Wanted
 from evertap.model.links import IFF_ALLMULTI, Link
 from evertap.model.nic import Nic
@@ -20,7 +20,7 @@ class View(NamedTuple):
     seen: Observed
     found: list[Candidate]
     chosen: Candidate | None  # the one to be connected to
-    goal: Candidate | None  # the one to point at: the chosen one, or the present one if it may recover
+    goal: Candidate | None  # the one to point at: the chosen one, or one that only lacks its carrier
     tap: Link | None
     splicing: Splicing | None
     devices: list[Link]  # the NIC's devices on uplinks, of whichever backend
@@ -45,10 +45,22 @@ class View(NamedTuple):
 
 def bring_up(view: View) -> Iterator[Action]:
     """Uplinks that appeared down are set up, once."""
-    for candidate in view.found if view.nic.bring_up else ():
-        link = candidate.link
-        if link and candidate.fit and not link.up and link.index not in view.seen.served:
-            yield BringUp(nic=view.nic.name, index=link.index, uplink=link.name)
+    for candidate in view.found:
+        if candidate.link and comes_up(view, candidate):
+            yield BringUp(nic=view.nic.name, index=candidate.link.index, uplink=candidate.link.name)
+
+
+def comes_up(view: View, candidate: Candidate) -> bool:
+    """Whether the candidate appeared down, and is to be set up."""
+    link = candidate.link
+    return bool(
+        view.nic.bring_up and link and candidate.fit and not link.up and link.index not in view.seen.served
+    )
+
+
+def is_up(view: View, candidate: Candidate) -> bool:
+    """Whether the candidate is up, or is just being set up."""
+    return bool(candidate.link and candidate.link.up) or comes_up(view, candidate)
 
 
 def fits(device: Link | None, candidate: Candidate, kind: str) -> bool:
@@ -86,6 +98,16 @@ def _filter(view: View, device: Link) -> Iterator[Action]:
         yield SetMulticast(
             nic=view.nic.name, index=device.index, device=device.name, all=False, add=add, remove=remove
         )
+
+
+def announce(view: View, moved: bool) -> Iterator[Action]:
+    """Tell the network where the NIC is, if it has moved or has been without an uplink."""
+    if not view.chosen or not view.chosen.link:
+        return
+    nic, uplink = view.nic, view.chosen.link
+    if nic.announce and (moved or nic.name in view.seen.lost):
+        bridge = view.chosen.is_bridge
+        yield Announce(nic=nic.name, lower=uplink.index, uplink=uplink.name, bridge=bridge, mac=view.mac)
 
 
 def remove(device: Link, seen: Observed) -> RemoveMacvlan:

@@ -43,9 +43,9 @@ class LinkTable:
         """The links that have the MAC address now or burnt in, oldest index first."""
         return [self._links[index] for index in sorted(self._macs.get(mac, ()))]
 
-    def above(self, index: int) -> list[Link]:
+    def above(self, index: int) -> Iterator[Link]:
         """The macvlans and macvtaps that stand on the link."""
-        return [self._links[above] for above in self._above.get(index, ())]
+        return (self._links[above] for above in self._above.get(index, ()))
 
     def owned(self, nic: str) -> list[Link]:
         """The devices that evertap made for the NIC, oldest index first."""
