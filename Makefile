@@ -1,6 +1,7 @@
 # Everything is set up by the targets themselves, on a fresh Debian or Ubuntu, as root.
-.PHONY: demo test soak bench lint clean help
+.PHONY: demo test soak bench lint install clean help
 PYTHON ?= python3
+PREFIX ?= /usr/local
 export PYTHON
 
 help:
@@ -8,7 +9,8 @@ help:
 	@echo "make test   all tests: real kernel, real QEMU guests"
 	@echo "make soak   the long ones: random operations, kills at every step, fuzzing (about half an hour)"
 	@echo "make bench  figures against floor and peers, with a report in bench/out (about ten minutes)"
-	@echo "make lint   ruff, mypy --strict, import arrows"
+	@echo "make lint   ruff, mypy --strict, import arrows, an audit of the Python packages"
+	@echo "make install  into PREFIX (/usr/local), for packagers also DESTDIR; the dependencies have to be there"
 
 demo: .venv/.runtime
 	@.venv/bin/evertap demo $(DEMO)
@@ -27,14 +29,28 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/python tools/audit
 
-.venv/.runtime: pyproject.toml constraints.txt tools/setup
+install:
+	$(PYTHON) -m pip install --no-deps --no-build-isolation --root=$(or $(DESTDIR),/) --prefix=$(PREFIX) .
+	install -D -m 644 packaging/systemd/evertap.service $(DESTDIR)$(PREFIX)/lib/systemd/system/evertap.service
+	install -D -m 644 packaging/systemd/evertap.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/evertap.conf
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network packaging/networkd/*
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d packaging/udev/70-evertap.rules
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 packaging/man/*.1
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man5 packaging/man/*.5
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 packaging/man/*.8
+	install -D -m 644 packaging/completion/bash/evertap $(DESTDIR)$(PREFIX)/share/bash-completion/completions/evertap
+	install -D -m 644 packaging/completion/zsh/_evertap $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_evertap
+	install -D -m 644 packaging/completion/fish/evertap.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/evertap.fish
+
+.venv/.runtime: pyproject.toml $(wildcard constraints*.txt) tools/setup
 	@tools/setup runtime
 
-.venv/.dev: pyproject.toml constraints.txt tools/setup
+.venv/.dev: pyproject.toml $(wildcard constraints*.txt) tools/setup
 	@tools/setup dev
 
-.venv/.bench: pyproject.toml constraints.txt tools/setup
+.venv/.bench: pyproject.toml $(wildcard constraints*.txt) tools/setup
 	@tools/setup bench
 
 clean:
