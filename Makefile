@@ -1,5 +1,5 @@
 # Everything is set up by the targets themselves, on a fresh Debian or Ubuntu, as root.
-.PHONY: demo test soak bench lint install clean help
+.PHONY: demo test soak bench lint pages install clean help
 PYTHON ?= python3
 PREFIX ?= /usr/local
 export PYTHON
@@ -10,6 +10,7 @@ help:
 	@echo "make soak   the long ones: random operations, kills at every step, fuzzing (about half an hour)"
 	@echo "make bench  figures against floor and peers, with a report in bench/out (about ten minutes)"
 	@echo "make lint   ruff, mypy --strict, import arrows, an audit of the Python packages"
+	@echo "make pages  man pages and completion anew, from the commands' help and docs"
 	@echo "make install  into PREFIX (/usr/local), for packagers also DESTDIR; the dependencies have to be there"
 
 demo: .venv/.runtime
@@ -30,6 +31,9 @@ lint: .venv/.dev
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python tools/audit
+
+pages: .venv/.dev
+	PYTHONPATH=src .venv/bin/python tools/pages.py
 
 install:
 	$(PYTHON) -m pip install --no-deps --no-build-isolation --root=$(or $(DESTDIR),/) --prefix=$(PREFIX) .

@@ -14,18 +14,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evertap import systemd
 from evertap.api.server import serve
 from evertap.config.store import Store
 from evertap.config.watch import watch
+from evertap.engine.chronicle import Chronicle
 from evertap.engine.domains import DomainBook
+from evertap.engine.figures import figures
 from evertap.engine.journal import Journal
 from evertap.engine.libvirt_side import LibvirtSide
 from evertap.engine.reconciler import Reconciler
 from evertap.engine.routing import Routing
 from evertap.engine.service import Service
+from evertap.history.file import HistoryFile
 from evertap.kernel.host import Host
 from evertap.libvirt import available
 from evertap.model.errors import EvertapError
+from evertap.rights import check_capabilities, check_folder, meddlers
 from evertap.vmm.qmp import QemuMonitors
 
 if TYPE_CHECKING:
@@ -41,27 +46,38 @@ def run(
     libvirt_uri: str = "none",
     *,
     replug_all: bool = False,
+    metrics: tuple[str, int] | None = None,
 ) -> None:
     """Run the daemon in the foreground until SIGTERM or SIGINT. EvertapError if it cannot start.
 
     `libvirt_uri`: the libvirt to follow, "none" for none; `replug_all`: replug lost direct interfaces of all
-    its domains.
+    its domains; `metrics`: the IP address and port to serve metrics at.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     _allow_many_descriptors()
+    check_capabilities()
+    check_folders(config_dir, runtime_dir, state_dir)
     with _only_one_here():
-        asyncio.run(_main(config_dir, runtime_dir, state_dir, libvirt_uri, replug_all))
+        asyncio.run(_main(config_dir, runtime_dir, state_dir, libvirt_uri, replug_all, metrics))
 
 
 async def _main(
-    config_dir: Path, runtime_dir: Path, state_dir: Path, libvirt_uri: str, replug_all: bool
+    config_dir: Path,
+    runtime_dir: Path,
+    state_dir: Path,
+    libvirt_uri: str,
+    replug_all: bool,
+    metrics: tuple[str, int] | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    journal = Journal()
     async with contextlib.AsyncExitStack() as stack:
+        chronicle = Chronicle(HistoryFile(state_dir / "history.db"))
+        stack.push_async_callback(chronicle.close)
+        await chronicle.start()
+        journal = Journal(chronicle)
         try:
             host = stack.enter_context(contextlib.closing(Host()))
         except PermissionError as error:
@@ -74,7 +90,10 @@ async def _main(
         vmms = Routing(monitors, domains, book)
         stack.push_async_callback(vmms.close)
         qmp_folder = runtime_dir / "qmp"
-        qmp_folder.mkdir(parents=True, exist_ok=True)
+        try:
+            qmp_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EvertapError(f"{qmp_folder}: cannot be made: {error.strerror}") from error
         reconciler = Reconciler(host, vmms, journal)
         service = Service(
             reconciler,
@@ -96,13 +115,20 @@ async def _main(
             stack.push_async_callback(side.stop)
             domains.start()
             stack.push_async_callback(domains.close)
-        await stack.enter_async_context(serve(service, runtime_dir))
+        clients = await stack.enter_async_context(serve(service, runtime_dir))
+        if metrics:
+            from evertap.metrics.server import serve_metrics  # 0.1 s to import
+
+            await stack.enter_async_context(
+                serve_metrics(*metrics, lambda: figures(reconciler, journal, service.refused(), clients()))
+            )
         await stack.enter_async_context(watch(config_dir, reloads.request))
         loop.add_signal_handler(signal.SIGHUP, reloads.request)
-        _notify("READY=1")
+        stack.enter_context(systemd.watchdog())
+        systemd.notify("READY=1")
         _log.info("ready: definitions in %s, socket in %s", config_dir / "nics.d", runtime_dir)
         await stop.wait()
-        _notify("STOPPING=1")
+        systemd.notify("STOPPING=1")
         _log.info("stopping; traffic goes on")
 
 
@@ -160,11 +186,11 @@ def _allow_many_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); without it, nobody asks."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(message.encode())
+def check_folders(config_dir: Path, runtime_dir: Path, state_dir: Path) -> None:
+    """Nobody else may exchange what the daemon keeps; definitions are whose the administrator wants."""
+    kept = (runtime_dir, runtime_dir / "live", state_dir, state_dir / "accepted", state_dir / "domains")
+    for folder in kept:
+        check_folder(folder)
+    for folder in (config_dir, config_dir / "nics.d"):
+        if problem := meddlers(folder):
+            _log.warning("%s %s, who can change NICs", folder, problem)

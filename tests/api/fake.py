@@ -12,7 +12,15 @@ from typing import Any
 
 from evertap.api.server import serve
 from evertap.model.errors import DefinitionError, NoSuchNicError
-from evertap.model.views import ActionView, AdoptionView, CandidateView, EventView, NicView, UplinkView
+from evertap.model.views import (
+    ActionView,
+    AdoptionView,
+    CandidateView,
+    EventView,
+    HistoryPage,
+    NicView,
+    UplinkView,
+)
 
 
 def view(name: str = "web0", **changes: Any) -> NicView:
@@ -56,6 +64,7 @@ class FakeService:
         self.waiting = 0
         self.owner = ""  # of every NIC
         self.queues = 1  # of every tap
+        self.past = 2  # events in every NIC's history
         self.added: list[str] = []  # QEMU arguments after those of the NICs
 
     def _note(self, *call: Any) -> None:
@@ -175,6 +184,14 @@ class FakeService:
         if name and name not in self.known:
             raise NoSuchNicError(name)
         return [event(1, latency_ms=0.31), event(2)]
+
+    async def nic_history(self, name: str, before: int | None, limit: int) -> HistoryPage:
+        self._note("nic_history", name, before, limit)
+        if name not in self.known:
+            raise NoSuchNicError(name)
+        end = self.past if before is None else before
+        start = max(end - limit, 0)
+        return HistoryPage([event(number, name) for number in range(start, end)], start or None)
 
     async def follow(self, name: str | None) -> AsyncIterator[EventView]:
         self._note("follow", name)

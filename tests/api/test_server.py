@@ -415,10 +415,17 @@ def test_a_client_that_floods_does_not_hold_others_up(tmp_path: Path) -> None:
 
 def test_places_are_bounded_and_some_are_kept_for_those_who_may_change(tmp_path: Path) -> None:
     places = Places(8)
-    assert [places.take(trusted=False) for _ in range(7)] == [True] * 6 + [False]
-    assert [places.take(trusted=True) for _ in range(3)] == [True, True, False]
-    places.leave()
-    assert places.take(trusted=True)
+    assert [places.take(user, trusted=False) for user in (1, 1, 1, 2, 2, 2, 3, 3, 4)] == [
+        *(True, True, False),  # one user's quarter
+        *(True, True, False),
+        *(True, True),
+        False,  # their three quarters
+    ]
+    assert [places.take(5, trusted=True) for _ in range(3)] == [True, True, False]
+    for _ in range(2):
+        places.leave(5, trusted=True)
+    places.leave(1, trusted=False)
+    assert [places.take(user, trusted=False) for user in (2, 1)] == [False, True]
 
 
 def test_more_clients_than_there_is_room_for_are_turned_away(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from evertap.api import SOCKET
 from evertap.model.errors import EvertapError
 
 _BACKLOG = 128
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
@@ -26,7 +28,8 @@ def claim(runtime_dir: Path) -> Iterator[socket.socket]:
     with ExitStack() as held:
         try:
             _make(runtime_dir)
-            lock = held.enter_context((runtime_dir / "evertap.lock").open("ab"))
+            lock = os.open(runtime_dir / "evertap.lock", _LOCK_FLAGS, 0o644)
+            held.callback(os.close, lock)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -38,12 +41,21 @@ def claim(runtime_dir: Path) -> Iterator[socket.socket]:
             path.unlink(missing_ok=True)
             listener.bind(str(path))
             held.callback(path.unlink, missing_ok=True)
-            path.chmod(0o666)  # whoever connects: rights go by who he is
+            _open_to_all(path)
             listener.listen(_BACKLOG)
         except OSError as error:
             raise EvertapError(f"cannot listen on {path}: {error.strerror or error}") from error
         listener.setblocking(False)
         yield listener
+
+
+def _open_to_all(path: Path) -> None:
+    """Whoever wants may connect: rights go by who he is. A link in the socket's place is not followed."""
+    here = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.chmod(f"/proc/self/fd/{here}", 0o666)  # noqa: PTH101  # ELOOP for a link
+    finally:
+        os.close(here)
 
 
 def _make(folder: Path) -> None:

@@ -19,10 +19,10 @@ from asyncvarlink import (
     connect_unix_varlink,
 )
 
-from evertap.api import SOCKET
+from evertap.api import HISTORY_PAGE, SOCKET
 from evertap.api.errors import NotReachableError, PermissionDeniedError
 from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
-from evertap.model.views import ActionView, AdoptionView, EventView, NicView, UplinkView
+from evertap.model.views import ActionView, AdoptionView, EventView, HistoryPage, NicView, UplinkView
 
 PATIENCE: Final = 60.0
 """Seconds for an answer; a daemon that needs longer is not reachable."""
@@ -162,8 +162,23 @@ class Client:
         await self._tell("PrepareDomain", xml=xml)
 
     async def history(self, name: str | None = None) -> list[EventView]:
-        """What happened to a NIC (None: to all), oldest first."""
+        """What happened to a NIC (None: to all) since the daemon started, oldest first."""
         return await self._ask("History", list[EventView], name=name)
+
+    async def nic_history(self, name: str, limit: int | None = None) -> list[EventView]:
+        """What happened to a NIC, also to one that is no more: all, or the last `limit`, oldest first."""
+        left = limit or 2**31
+        events: list[EventView] = []
+        before: int | None = None
+        while left > 0:
+            size = min(left, HISTORY_PAGE)
+            page = await self._ask("NicHistory", HistoryPage, name=name, before=before, limit=size)
+            events[:0] = page.events
+            before = page.earlier
+            left -= len(page.events)
+            if before is None:
+                break
+        return events[-limit:] if limit else events
 
     async def follow(self, name: str | None = None) -> AsyncGenerator[EventView, None]:
         """What happens to a NIC (None: to any) from now on. Takes the connection for itself."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from asyncvarlink import (
@@ -24,6 +26,22 @@ from evertap.api.interface import as_reply
 
 MESSAGE_MAX: Final = 1024 * 1024
 """Bytes of one message from a client; the largest is a `Define` of a few thousand NICs."""
+ANYBODYS_MESSAGE_MAX: Final = 64 * 1024
+"""Bytes of one message from a client who may not change things."""
+TAKEN_WITHIN: Final = 30.0
+"""Seconds in which a client takes an answer that it has asked for; a follower may take its time."""
+
+
+class Bounds(NamedTuple):
+    """What a client may take of the daemon."""
+
+    message_max: int  # bytes
+    turns: tuple[asyncio.Lock, ...]
+    """Those who share one are answered one at a time, with a turn of the event loop for each."""
+
+
+OURS: Final = Bounds(MESSAGE_MAX, ())
+"""Of those who may change things."""
 
 
 class Connection(VarlinkServerProtocol):
@@ -34,11 +52,14 @@ class Connection(VarlinkServerProtocol):
     of a client that does not speak varlink.
     """
 
-    def __init__(self, registry: VarlinkInterfaceRegistry, over: asyncio.Future[None]) -> None:
+    def __init__(
+        self, registry: VarlinkInterfaceRegistry, over: asyncio.Future[None], bounds: Bounds = OURS
+    ) -> None:
         """`over` is done when the client has gone, or the server ends."""
         super().__init__()
         self._registry = registry
         self._over = over
+        self._bounds = bounds
         self._unfinished = 0  # bytes of the message that is arriving
         self._link: VarlinkTransport | None = None
         self._aborted = False
@@ -70,7 +91,7 @@ class Connection(VarlinkServerProtocol):
             return
         last = data.rfind(b"\0")
         self._unfinished = len(data) - last - 1 if last >= 0 else self._unfinished + len(data)
-        if self._unfinished > MESSAGE_MAX:
+        if self._unfinished > self._bounds.message_max:
             self.abort()
             return
         try:
@@ -121,15 +142,27 @@ class Connection(VarlinkServerProtocol):
         if signature.more:
             async with aclosing(method(**parameters)) as results:
                 async for result in results:
-                    await self._reply(result)
+                    await self._sent(self._reply(result), patient=True)
             return
-        result = method(**parameters)
-        if signature.asynchronous:
-            result = await result
+        if not signature.asynchronous:
+            await self._answer_in_turn(partial(method, **parameters), call.oneway)
+            return
+        result = await method(**parameters)
         if signature.return_type.contains_fds:
             await self._hand_over(signature.return_type, result, call.oneway)
         elif not call.oneway:
-            await self._reply(result)
+            await self._sent(self._reply(result))
+
+    async def _answer_in_turn(self, method: Callable[[], AnnotatedResult], oneway: bool) -> None:
+        """Ask the service, which keeps the loop busy, as does putting its answer into words."""
+        async with AsyncExitStack() as stack:
+            for turn in self._bounds.turns:
+                await stack.enter_async_context(turn)
+                await asyncio.sleep(0)  # what else is due comes first
+            result = method()
+            sending = None if oneway else self._reply(result)
+        if sending:
+            await self._sent(sending)
 
     async def _hand_over(self, kind: ObjectVarlinkType, result: AnnotatedResult, oneway: bool) -> None:
         # The array closes our descriptors, whatever becomes of the answer.
@@ -139,13 +172,17 @@ class Connection(VarlinkServerProtocol):
                 numbers = [fd.fileno() for fd in fds]
                 await self._sent(self.send_reply(VarlinkMethodReply(parameters), numbers, autoclose=False))
 
-    async def _reply(self, result: AnnotatedResult) -> None:
+    def _reply(self, result: AnnotatedResult) -> asyncio.Future[None]:
         # msgspec instead of the signature's own conversion, which takes 0.1 s for a thousand NICs.
         parameters = msgspec.to_builtins(dict(result.parameters))
-        await self._sent(self.send_reply(VarlinkMethodReply(parameters, continues=result.continues)))
+        return self.send_reply(VarlinkMethodReply(parameters, continues=result.continues))
 
-    async def _sent(self, sending: asyncio.Future[None]) -> None:
+    async def _sent(self, sending: asyncio.Future[None], *, patient: bool = False) -> None:
+        if not sending.done():
+            await asyncio.wait([sending], timeout=None if patient else TAKEN_WITHIN)
+        if not sending.done():
+            self.abort()  # or its answer stays in the memory for as long as it likes
         try:
             await sending
         except OSError:
-            self.end()  # the client has gone
+            self.abort()  # the client has gone; what else it asked is of no use

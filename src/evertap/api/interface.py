@@ -16,11 +16,12 @@ from asyncvarlink import (
 )
 from asyncvarlink.serviceerrors import InvalidParameter
 
+from evertap.api import HISTORY_PAGE
 from evertap.api.follower import buffered
 from evertap.api.peer import GROUP, Peer, Places, is_user
 from evertap.api.service import Service
 from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
-from evertap.model.views import ActionView, AdoptionView, EventView, NicView, UplinkView
+from evertap.model.views import ActionView, AdoptionView, EventView, HistoryPage, NicView, UplinkView
 
 _log = logging.getLogger(__name__)
 
@@ -255,8 +256,20 @@ class EvertapInterface(VarlinkInterface, name=NAME):
 
     @varlinkmethod(return_parameter="events")
     def History(self, *, name: str | None) -> list[EventView]:  # noqa: N802
-        """What happened to a NIC, or to all, oldest first."""
+        """What happened to a NIC, or to all, since the daemon started, oldest first."""
         return self._service.history(name)
+
+    @varlinkmethod(return_parameter="page")
+    async def NicHistory(self, *, name: str, before: int | None, limit: int) -> HistoryPage:  # noqa: N802
+        """What happened to a NIC, also before the daemon started, and to a NIC that is no more.
+
+        The last `limit` events, oldest first, at most 500; `before`: the last before a page's `earlier`.
+        """
+        if not 1 <= limit <= HISTORY_PAGE:
+            raise InvalidParameter(parameter="limit")
+        if before is not None and not 0 <= before < 2**63:
+            raise InvalidParameter(parameter="before")
+        return await self._service.nic_history(name, before, limit)
 
     @varlinkmethod(return_parameter="event", delay_generator=False)
     async def Follow(self, *, name: str | None) -> AsyncIterator[EventView]:  # noqa: N802
@@ -264,11 +277,11 @@ class EvertapInterface(VarlinkInterface, name=NAME):
 
         A client that reads too slowly misses the oldest events; an event `lost` says how many.
         """
-        if not self._followers.take(trusted=self._trusted):
+        if not self._followers.take(self._peer.uid, self._trusted):
             raise Failed(reason="too many clients follow the events already")
         try:
             async for event in buffered(self._service.follow(name), self._over):
                 yield event
         finally:
-            self._followers.leave()
+            self._followers.leave(self._peer.uid, self._trusted)
         raise Failed(reason=OVER)

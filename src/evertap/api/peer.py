@@ -7,6 +7,7 @@ import os
 import pwd
 import socket
 import struct
+from collections import Counter
 from typing import Final, NamedTuple
 
 GROUP: Final = "evertap"
@@ -58,22 +59,31 @@ def is_user(uid: int, name: str) -> bool:
 
 
 class Places:
-    """A number of places, of which one in four is kept for those who may change things.
+    """A number of places, shared so that nobody can lock others out by taking them all.
 
-    Otherwise anybody could lock root out by taking them all.
+    Of those who may not change things, one user has at most a quarter, and all together three quarters.
     """
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._taken = 0
+        self._of_user: Counter[int] = Counter()  # of those who may not change things
 
-    def take(self, trusted: bool) -> bool:
-        """Take a place; false if there is none."""
+    def take(self, uid: int, trusted: bool) -> bool:
+        """Take a place; false if there is none. `trusted`: he may change things."""
         if self._taken >= (self._number if trusted else self._number * 3 // 4):
             return False
+        if not trusted:
+            if self._of_user[uid] >= max(self._number // 4, 1):
+                return False
+            self._of_user[uid] += 1
         self._taken += 1
         return True
 
-    def leave(self) -> None:
+    def leave(self, uid: int, trusted: bool) -> None:
         """Give it back."""
         self._taken -= 1
+        if not trusted:
+            self._of_user[uid] -= 1
+            if not self._of_user[uid]:
+                del self._of_user[uid]  # uids are many

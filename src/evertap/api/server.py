@@ -7,17 +7,18 @@ import errno
 import logging
 import select
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 from asyncvarlink import VarlinkInterfaceRegistry, VarlinkTransport
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from evertap import __version__
 from evertap.api.claim import claim
-from evertap.api.connection import Connection
+from evertap.api.connection import ANYBODYS_MESSAGE_MAX, OURS, Bounds, Connection
 from evertap.api.interface import EvertapInterface
 from evertap.api.peer import Places, group_id, peer_of
 from evertap.api.service import Service
@@ -30,11 +31,14 @@ _PAUSE: Final = 1.0  # seconds without accepting when the process is out of desc
 
 
 @asynccontextmanager
-async def serve(service: Service, runtime_dir: Path) -> AsyncIterator[None]:
-    """Serve the API on the runtime folder's socket (EvertapError: another daemon has the folder)."""
+async def serve(service: Service, runtime_dir: Path) -> AsyncIterator[Callable[[], int]]:
+    """Serve the API on the runtime folder's socket (EvertapError: another daemon has the folder).
+
+    Gives what tells the number of connections.
+    """
     with claim(runtime_dir) as listener, closing(_Server(service, listener)) as server:
         try:
-            yield
+            yield server.count
         finally:
             await server.farewell()
 
@@ -49,6 +53,9 @@ class _Server:
         self._group = group_id()
         self._clients = Places(CLIENTS_MAX)
         self._followers = Places(FOLLOWERS_MAX)
+        # Of those who may not change things, each user has one turn at a time, and all of them one.
+        self._anybodys_turn = asyncio.Lock()
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._connections: dict[Connection, VarlinkTransport] = {}
         # A connection is not read while a call is answered, so that its end would go unnoticed; this tells.
         self._hangups = select.epoll()
@@ -59,6 +66,10 @@ class _Server:
     def close(self) -> None:
         self._loop.remove_reader(self._hangups)
         self._hangups.close()
+
+    def count(self) -> int:
+        """The number of connections."""
+        return len(self._connections)
 
     async def farewell(self) -> None:
         """Stop accepting, let answers under way be finished, and close all connections."""
@@ -94,14 +105,14 @@ class _Server:
     def _serve(self, client: socket.socket) -> None:
         peer = peer_of(client)
         trusted = peer.may_change(self._group)
-        if not self._clients.take(trusted):
+        if not self._clients.take(peer.uid, trusted):
             client.close()
             return
         over = self._loop.create_future()
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(EvertapInterface(self._service, peer, trusted, over, self._followers))
         registry.register_interface(VarlinkServiceInterface("evertap", "evertap", __version__, "", registry))
-        connection = Connection(registry, over)
+        connection = Connection(registry, over, self._bounds(peer.uid, trusted))
         # No boundary predictor: it makes the transport read for as long as a client keeps sending.
         transport = VarlinkTransport(self._loop, client, client, connection, boundary_predictor=None)
         self._connections[connection] = transport
@@ -110,12 +121,18 @@ class _Server:
         self._hangups.register(descriptor, select.EPOLLRDHUP | select.EPOLLONESHOT)
 
         def closed(_: asyncio.Future[None]) -> None:
-            self._clients.leave()
+            self._clients.leave(peer.uid, trusted)
             del self._connections[connection]
             if self._by_descriptor.get(descriptor) is connection:
                 del self._by_descriptor[descriptor]
 
         transport.closed_future.add_done_callback(closed)
+
+    def _bounds(self, uid: int, trusted: bool) -> Bounds:
+        if trusted:
+            return OURS
+        turn = self._turns.setdefault(uid, asyncio.Lock())
+        return Bounds(ANYBODYS_MESSAGE_MAX, (turn, self._anybodys_turn))
 
     def _hung_up(self) -> None:
         for descriptor, _ in self._hangups.poll(0):

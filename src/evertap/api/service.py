@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from evertap.model.views import ActionView, AdoptionView, EventView, NicView, UplinkView
+from evertap.model.views import ActionView, AdoptionView, EventView, HistoryPage, NicView, UplinkView
 
 
 class Service(Protocol):
@@ -86,7 +86,10 @@ class Service(Protocol):
         """Make sure of the taps of a libvirt domain that is about to start."""
 
     def history(self, name: str | None) -> list[EventView]:
-        """What happened to a NIC (None: to all), oldest first."""
+        """What happened to a NIC (None: to all) since the daemon started, oldest first."""
+
+    async def nic_history(self, name: str, before: int | None, limit: int) -> HistoryPage:
+        """What happened to a NIC, ever: the last `limit` events, or the last before a page's `earlier`."""
 
     def follow(self, name: str | None) -> AsyncIterator[EventView]:
         """What happens to a NIC (None: to any) from now on, without an end."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from evertap.cli import completion
 from evertap.cli.common import Folders, ask, echo_json
 from evertap.cli.common import as_json as json_option
 from evertap.cli.render import clean
@@ -22,7 +23,7 @@ def adoption(verb: str, summary: str, change: Change, done: str) -> click.Comman
     """The command `verb`; `change` is given domain, dry_run and live."""
 
     @click.command(verb, help=summary)
-    @click.argument("domains", nargs=-1, metavar="DOMAIN...")
+    @click.argument("domains", nargs=-1, metavar="DOMAIN...", shell_complete=completion.domains)
     @click.option("--all", "everything", is_flag=True, help="All domains.")
     @click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
     @click.option("--live", is_flag=True, help="At once, by replugging: the guest sees it.")

@@ -6,19 +6,25 @@ from pathlib import Path
 
 import click
 
+from evertap.cli import completion
 from evertap.cli.common import Folders, ask, echo_changed
 from evertap.cli.common import as_json as json_option
 
 
 @click.command("attach")
-@click.argument("nic")
+@click.argument("nic", shell_complete=completion.nics)
 @click.option(
     "--qmp",
     metavar="SOCKET",
     type=click.Path(path_type=Path),
     help="A QMP socket of the running QEMU that nobody else uses: each serves one client.",
 )
-@click.option("--domain", metavar="NAME", help="A libvirt domain, running or not.")
+@click.option(
+    "--domain",
+    metavar="NAME",
+    shell_complete=completion.domains,
+    help="A libvirt domain, running or not.",
+)
 @json_option
 @click.pass_obj
 def command(folders: Folders, nic: str, qmp: Path | None, domain: str | None, as_json: bool) -> None:

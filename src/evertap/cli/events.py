@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from evertap.cli import render
+from evertap.cli import completion, render
 from evertap.cli.common import Folders, ask, echo_json
 from evertap.cli.common import as_json as json_option
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("events")
 @click.option("--follow", is_flag=True, help="Print events from now on, as they happen.")
-@click.option("--nic", metavar="NIC", help="Only those of this NIC.")
+@click.option("--nic", metavar="NIC", shell_complete=completion.nics, help="Only those of this NIC.")
 @json_option
 @click.pass_obj
 def command(folders: Folders, follow: bool, nic: str | None, as_json: bool) -> None:
@@ -37,10 +37,13 @@ def command(folders: Folders, follow: bool, nic: str | None, as_json: bool) -> N
 
 
 def _print(event: EventView, as_json: bool) -> None:
-    if not as_json:
+    if as_json:
+        echo_json(plain(event))
+    else:
         render.event(event)
-        return
-    plain = {key: getattr(event, key) for key in ("time", "nic", "event", "uplink", "reason")}
-    if event.latency_ms is not None:
-        plain["latency_ms"] = event.latency_ms
-    echo_json(plain)
+
+
+def plain(event: EventView) -> dict[str, Any]:
+    """The event as its JSON has it."""
+    told = {key: getattr(event, key) for key in ("time", "nic", "event", "uplink", "reason")}
+    return told if event.latency_ms is None else told | {"latency_ms": event.latency_ms}

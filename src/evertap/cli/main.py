@@ -36,10 +36,12 @@ _VERBS: Final = {
     "plan": "what the daemon would do now",
     "wait": "wait until a NIC is in a state",
     "events": "what happened, when and why",
+    "history": "the same of one NIC, from before the daemon started too",
     "adopt": "turn a libvirt domain's direct interfaces into evertap's",
     "release": "give a libvirt domain its direct interfaces back",
     "libvirt-setup": "have libvirt make sure of taps before a domain starts",
     "libvirt-hook": "for libvirt's use: make sure of a domain's taps",
+    "doctor": "what is wrong with this host, and how to mend it",
     "demo": "the whole story in two minutes, touching nothing of the host's",
 }
 

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -140,3 +141,47 @@ def event(view: EventView) -> None:
     if view.latency_ms is not None:
         parts.append(f"[{view.latency_ms:.2f} ms]")
     click.echo(clean(" ".join(part for part in parts if part)))
+
+
+def history(views: Sequence[EventView]) -> None:
+    """`history`: the events, and what they come to."""
+    if not views:
+        click.echo("Nothing has happened yet.")
+        return
+    rows = [
+        (
+            view.time,
+            view.event,
+            view.uplink or "-",
+            "-" if view.latency_ms is None else f"{view.latency_ms:.2f} ms",
+            "-" if view.outage_seconds is None else duration(view.outage_seconds),
+            view.reason,
+        )
+        for view in views
+    ]
+    table(("Time", "Event", "Uplink", "Latency", "Without uplink", "Why"), rows)
+    over = [view.outage_seconds for view in views if view.outage_seconds is not None]
+    click.echo()
+    if over:
+        times = "once" if len(over) == 1 else f"{len(over)} times"
+        longest = f", {duration(max(over))} the longest" if len(over) > 1 else ""
+        click.echo(f"Without an uplink {times}: {duration(sum(over))} in all{longest}.")
+    running = list(takewhile(lambda view: view.event in ("waiting", "failed"), reversed(views)))
+    if running:
+        click.echo(f"Without an uplink since {running[-1].time}.")
+    elif not over:
+        click.echo("Never without an uplink.")
+
+
+def duration(seconds: float) -> str:
+    """So many seconds in the two units that matter."""
+    if seconds < 1:
+        return f"{seconds * 1000:.2f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

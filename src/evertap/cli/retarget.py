@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from evertap.cli import completion
 from evertap.cli.common import Folders, ask, echo_changed
 from evertap.cli.common import as_json as json_option
 
 
 @click.command("retarget")
-@click.argument("nic")
-@click.argument("uplinks", nargs=-1, required=True, metavar="UPLINK...")
+@click.argument("nic", shell_complete=completion.nics)
+@click.argument("uplinks", nargs=-1, required=True, metavar="UPLINK...", shell_complete=completion.uplinks)
 @click.option("--live", is_flag=True, help="Change the running state alone, not the definition.")
 @json_option
 @click.pass_obj

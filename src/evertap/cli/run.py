@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
+from evertap.cli import completion
 from evertap.cli.common import Folders, ask
 from evertap.cli.common import as_json as json_option
 from evertap.model.errors import EvertapError
@@ -20,7 +21,14 @@ _VHOST: Final = "/dev/vhost-net"
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
-@click.option("--nic", "nics", metavar="NIC", multiple=True, help="A NIC for the VM; may be repeated.")
+@click.option(
+    "--nic",
+    "nics",
+    metavar="NIC",
+    multiple=True,
+    shell_complete=completion.nics,
+    help="A NIC for the VM; may be repeated.",
+)
 @click.argument("qemu", nargs=-1, required=True, metavar="-- QEMU...")
 @json_option
 @click.pass_obj

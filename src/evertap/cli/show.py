@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from evertap.cli import render
+from evertap.cli import completion, render
 from evertap.cli.common import Folders, ask, echo_json
 from evertap.cli.common import as_json as json_option
 
 
 @click.command("show")
-@click.argument("nic")
+@click.argument("nic", shell_complete=completion.nics)
 @json_option
 @click.pass_obj
 def command(folders: Folders, nic: str, as_json: bool) -> None:

@@ -6,7 +6,7 @@ import math
 
 import click
 
-from evertap.cli import render
+from evertap.cli import completion, render
 from evertap.cli.common import Folders, ask, echo_json
 from evertap.cli.common import as_json as json_option
 
@@ -14,7 +14,7 @@ STATES = ("connected", "waiting", "disconnected", "failed")
 
 
 @click.command("wait")
-@click.argument("nic")
+@click.argument("nic", shell_complete=completion.nics)
 @click.option("--for", "state", required=True, type=click.Choice(STATES), help="The state to wait for.")
 @click.option("--timeout", type=click.FloatRange(min=0, max=3e7), metavar="S", help="Seconds; else for ever.")
 @json_option

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from evertap.model.actions import Action, Announce
@@ -11,6 +11,7 @@ from evertap.model.errors import ActionError, DefinitionError
 from evertap.model.links import Link, LinkEvent
 from evertap.model.nic import Nic, UplinkSpec
 from evertap.model.observed import Splicing
+from evertap.model.views import EventView, HistoryPage
 from evertap.model.vmm import RxFilter, Vmm
 
 
@@ -36,6 +37,10 @@ class Kernel(Protocol):
 
     def read_links(self) -> list[Link]:
         """A whole reading of the interfaces."""
+
+    @property
+    def interrupted(self) -> int:
+        """How many readings were interrupted by changes, and repeated."""
 
     def read_splicing(self, tap: Link) -> Splicing | None:
         """What the tap's map says; None if it has no program of ours."""
@@ -72,7 +77,10 @@ class Vmms(Protocol):
         """Keep a connection to each of these sockets while it exists, and to no other."""
 
     async def plug(self, path: str, nic: str, index: int, descriptor: int) -> None:
-        """Join an open macvtap, of that interface index, to the NIC's hub. Half done is undone."""
+        """Join an open macvtap, of that interface index, to the NIC's hub, in the place of the one there.
+
+        Half done is undone.
+        """
 
     async def unplug(self, path: str, nic: str, index: int) -> None:
         """Take a macvtap off the NIC's hub again; no error if it is not on it."""
@@ -169,8 +177,78 @@ class Definitions(Protocol):
     def forget_domain(self, uuid: str) -> None:
         """Forget it."""
 
+    def live_names(self) -> list[str]:
+        """The NICs of which something was said for the running state alone, defined or not."""
+
     def load_live(self, name: str) -> Live:
         """What was said for the running state alone."""
 
     def save_live(self, name: str, live: Live) -> None:
         """Keep it (an empty Live: forget it)."""
+
+
+class Kept(NamedTuple):
+    """An event for the history."""
+
+    event: EventView
+    since: (
+        float | None
+    )  # CLOCK_MONOTONIC, seconds: since when the NIC is without an uplink; None if it has one
+
+
+class Last(NamedTuple):
+    """What the history has as the last of a NIC."""
+
+    event: str
+    uplink: str | None
+    since: float | None  # as in Kept
+    same_boot: bool  # it was written since the host was started
+
+
+class History(Protocol):
+    """What happened to the NICs, beyond the daemon's life. Calls are blocking and raise EvertapError."""
+
+    def last(self) -> dict[str, Last]:
+        """The last of every NIC."""
+
+    def append(self, events: Sequence[Kept]) -> None:
+        """Keep events, all or none; the oldest go where there are too many."""
+
+    def page(self, nic: str, before: int | None, limit: int) -> HistoryPage:
+        """At most `limit` of a NIC's events: the last, or the last before a page's `earlier`."""
+
+    def close(self) -> None:
+        """End. A later call begins anew."""
+
+
+class Distribution(NamedTuple):
+    """How many durations fell into which range."""
+
+    bounds: Sequence[float]  # upper ones, in seconds
+    counts: Sequence[int]  # one more than the bounds: the last is of what is longer than all
+    sum: float  # seconds
+
+
+class NicFigures(NamedTuple):
+    """A NIC's part in the metrics."""
+
+    name: str
+    state: str
+    uplink: str | None
+    outages: int  # how often it lost its uplink since the daemon started
+    without: float  # seconds without an uplink since then
+
+
+class Figures(NamedTuple):
+    """What the metrics tell of, all since the daemon started."""
+
+    nics: Sequence[NicFigures]
+    events: Mapping[str, int]  # by kind
+    latencies: Distribution
+    outages: Distribution
+    notifications: int
+    resyncs: int
+    failures: int
+    lost: int  # events that the history could not keep
+    clients: int  # connections to the API
+    interrupted: int = 0  # readings of the interfaces that had to be repeated

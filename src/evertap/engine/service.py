@@ -25,7 +25,15 @@ from evertap.model.errors import DefinitionError, EvertapError, NoSuchNicError
 from evertap.model.links import Link
 from evertap.model.nic import Nic, check_together, parse_nic, parse_uplink, with_uplinks
 from evertap.model.plan import plan
-from evertap.model.views import ActionView, AdoptionView, CandidateView, EventView, NicView, UplinkView
+from evertap.model.views import (
+    ActionView,
+    AdoptionView,
+    CandidateView,
+    EventView,
+    HistoryPage,
+    NicView,
+    UplinkView,
+)
 from evertap.model.vmm import Vmm
 
 _log = logging.getLogger(__name__)
@@ -93,9 +101,11 @@ class Service:
         for domain in await self._in_thread(self._definitions.load_domains):
             self.book.put(domain)
         self._merge()
-        self._live = await self._in_thread(self._load_live, list(self._merged.nics))
+        self._live = await self._in_thread(self._load_live)
+        await self._end_overrides()
         # Wishes of old: an uplink to fall back to has to prove itself again, but nothing else waits.
         self._take(float("-inf"))
+        self._journal.take_leave({*self._merged.nics, *self._problems})
         self._reconciler.start()
 
     async def stop(self) -> None:
@@ -144,6 +154,10 @@ class Service:
     def _problems(self) -> dict[str, DefinitionError]:
         """What was refused, by NIC: of the files, and of domains' metadata where the NIC can be told."""
         return {**self._merged.refused, **self._loaded.problems}
+
+    def refused(self) -> list[str]:
+        """The NICs whose only definition was refused."""
+        return sorted(self._problems.keys() - self._reconciler.nics.keys())
 
     def uplinks(self) -> list[UplinkView]:
         """The host's interfaces and who uses them."""
@@ -218,8 +232,18 @@ class Service:
         return self.nic(name)
 
     def history(self, name: str | None) -> list[EventView]:
-        """What happened to one NIC, or to all."""
+        """What happened to one NIC, or to all, since the daemon started."""
         return self._journal.events(name)
+
+    async def nic_history(self, name: str, before: int | None, limit: int) -> HistoryPage:
+        """What happened to one NIC ever, also to one that is no more: the last `limit` events, or the last
+        before a page's `earlier`."""
+        if self._journal.chronicle is None:
+            raise EvertapError("this daemon keeps no history")
+        page = await self._journal.chronicle.page(name, before, limit)
+        if not page.events and before is None and name not in self._problems:
+            self._record(name)
+        return page
 
     def follow(self, name: str | None) -> AsyncIterator[EventView]:
         """What happens from now on."""
@@ -397,7 +421,7 @@ class Service:
                 changed = True
                 entry = self.book.entries.get(domain.uuid)
                 if entry and not entry.problems:  # what is remembered is the last good one
-                    await self._in_thread(self._definitions.save_domain, domain)
+                    await self._save_domain(domain)
                 elif entry is None:
                     await self._in_thread(self._definitions.forget_domain, domain.uuid)
             for uuid in gone:
@@ -406,6 +430,12 @@ class Service:
                     await self._in_thread(self._definitions.forget_domain, uuid)
             if changed:
                 await self._remerge()
+
+    async def _save_domain(self, domain: Domain) -> None:
+        try:
+            await self._in_thread(self._definitions.save_domain, domain)
+        except EvertapError as error:  # its NICs are wanted nevertheless
+            _log.warning("domain %s is forgotten when the daemon restarts: %s", domain.name, error)
 
     async def prepare_domain(self, xml: str) -> None:
         """Make sure of the taps of a domain that is about to start; libvirt need not have told of it yet."""
@@ -439,8 +469,8 @@ class Service:
     def _wishes(self) -> list[Record]:
         return [record for record in self._reconciler.nics.values() if not record.wanted.removed]
 
-    def _load_live(self, names: list[str]) -> dict[str, Live]:
-        return {name: self._definitions.load_live(name) for name in names}
+    def _load_live(self) -> dict[str, Live]:
+        return {name: self._definitions.load_live(name) for name in self._definitions.live_names()}
 
     async def _change_live(self, name: str, **changes: Any) -> None:
         self._defined(name)
@@ -460,10 +490,26 @@ class Service:
     async def _remerge(self) -> None:
         """Have the loop want what files and domains say now."""
         self._merge()
-        for name in self._live.keys() - self._merged.nics.keys():
-            await self._save_live(name, Live())
-            del self._live[name]
+        await self._end_overrides()
         self._take(asyncio.get_running_loop().time())
+
+    async def _end_overrides(self) -> None:
+        """Forget what was said for the running state of NICs that are gone, or are defined otherwise now."""
+        for name, live in list(self._live.items()):
+            nic = self._merged.nics.get(name)
+            if nic is None and name not in self._problems:
+                live = Live()
+            elif nic and live.instead_of not in ((), nic.uplinks):
+                live = live._replace(uplinks=(), instead_of=())
+            if live == self._live[name]:
+                continue
+            try:
+                await self._save_live(name, live)
+            except EvertapError as error:  # it has no effect any more, unless this is undone
+                _log.warning("%s", error)
+            self._live[name] = live
+            if nic is None:
+                del self._live[name]
 
     def _merge(self) -> None:
         self._merged = self.book.merge(self._loaded.nics)

@@ -12,17 +12,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from evertap.api.client import Client, connect
 from evertap.lab.errors import LabError
 from evertap.lab.netns import Namespace
+from evertap.model.errors import EvertapError
 from evertap.model.views import NicView
 
 _SOURCES = Path(__file__).parents[2]
 _START = 10.0  # seconds
+
+_T = TypeVar("_T")
 
 
 class Trial:
@@ -59,7 +63,7 @@ class Trial:
         """Start the daemon and wait until it answers. LabError, with what it said, if it does not."""
         with (self.path / "daemon.log").open("ab") as log:
             self._daemon = self._namespace.popen(
-                [*self.command, "daemon", "--libvirt-uri", self._libvirt_uri],
+                self.daemon_command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -67,11 +71,17 @@ class Trial:
             )
         deadline = time.monotonic() + _START
         while self._daemon.poll() is None and time.monotonic() < deadline:
-            if self.try_run("list", "--json").returncode == 0:
+            if self._answers():
                 return
-            time.sleep(0.05)
+            time.sleep(0.02)
         self.kill()
         raise LabError(f"the daemon did not start:\n{self.log}")
+
+    def _answers(self) -> bool:
+        with suppress(EvertapError):
+            self.ask(lambda client: client.nics())
+            return True
+        return False
 
     def stop(self) -> int:
         """Stop the daemon gently; its exit code."""
@@ -98,6 +108,11 @@ class Trial:
         """`evertap` with this daemon's folders."""
         folders = [f"--{kind}-dir={self.path / kind}" for kind in ("config", "runtime", "state")]
         return [sys.executable, "-m", "evertap", *folders]
+
+    @property
+    def daemon_command(self) -> list[str]:
+        """The daemon's own."""
+        return [*self.command, "daemon", "--libvirt-uri", self._libvirt_uri]
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -139,14 +154,16 @@ class Trial:
 
     def wait(self, name: str, state: str, timeout: float = 10) -> None:
         """Wait until the NIC is in the state; TimeoutError."""
-        self._ask(lambda client: client.wait(name, state, timeout))
+        self.ask(lambda client: client.wait(name, state, timeout))
 
     def nic(self, name: str) -> NicView:
         """The NIC as `show` has it, without the tenth of a second that a command takes to start."""
-        return self._ask(lambda client: client.nic(name))
+        return self.ask(lambda client: client.nic(name))
 
-    def _ask(self, question: Callable[[Client], Awaitable[NicView]]) -> NicView:
-        async def asking() -> NicView:
+    def ask(self, question: Callable[[Client], Awaitable[_T]]) -> _T:
+        """Ask or tell the daemon something by its API (EvertapError)."""
+
+        async def asking() -> _T:
             async with connect(self.path / "runtime") as client:
                 return await question(client)
 

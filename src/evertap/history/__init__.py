@@ -1,0 +1,1 @@
+"""What happened to the NICs, kept in a file."""
