@@ -1,16 +1,16 @@
-"""Throughput of a real guest on each backend and its peers, in one run: python -m bench.backends [SECONDS]"""
+"""Throughput of a real guest on each backend and its peers, in one run."""
 
 from __future__ import annotations
 
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from bench.part import Figure, Part
 from evertap.kernel.macvtap import open_macvtap
 from evertap.kernel.rtnetlink import Rtnetlink
 from evertap.lab.image import GuestImage, build
@@ -18,8 +18,11 @@ from evertap.lab.qemu import QemuGuest
 from evertap.lab.trial import Trial
 from evertap.lab.wires import WIRE_IPV4, Lab
 
+TITLE = "Throughput of a real guest"
 MAC = "52:54:00:12:34:56"
-RUNS = 3
+NATIVE = "native macvtap"
+OURS = "evertap, backend tap"
+HUB = "evertap, backend macvtap (hub)"
 
 Setup = Callable[[Lab, GuestImage], AbstractContextManager[QemuGuest]]
 
@@ -70,15 +73,26 @@ def evertap(backend: str) -> Setup:
 
 
 SETUPS: dict[str, Setup] = {
-    "native macvtap": native_macvtap,
-    "evertap, backend tap": evertap("tap"),
-    "evertap, backend macvtap (hub)": evertap("macvtap"),
+    NATIVE: native_macvtap,
+    OURS: evertap("tap"),
+    HUB: evertap("macvtap"),
     "Linux bridge": bridge,
 }
 
 
-def measure(setup: Setup, image: GuestImage, seconds: int) -> tuple[list[float], list[float]]:
-    """Mbit/s guest to peer and peer to guest, of each run."""
+@contextmanager
+def weight() -> Iterator[None]:
+    """Inside: what is started weighs ten times as much as other programs."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, -10)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
+def measure(setup: Setup, image: GuestImage, seconds: int) -> tuple[float, float]:
+    """Mbit/s guest to peer and peer to guest, of a guest booted for this."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab())
         lab.uplink("up0")
@@ -88,37 +102,55 @@ def measure(setup: Setup, image: GuestImage, seconds: int) -> tuple[list[float],
         try:
             guest.sh(f"until ping -c 1 -W 1 {WIRE_IPV4}; do :; done", timeout=20)
             time.sleep(0.5)
-            sent: list[float] = []
-            received: list[float] = []
-            for _ in range(RUNS):
-                for rates, option in ((sent, ""), (received, "-R")):
-                    said = guest.sh(
-                        f"iperf3 -J -c {WIRE_IPV4} -t {seconds} -O 1 {option}", timeout=seconds + 20
-                    )
-                    rates.append(json.loads(said)["end"]["sum_received"]["bits_per_second"] / 1e6)
+            sent, received = (_iperf3(guest, seconds, option) for option in ("", "-R"))
             return sent, received
         finally:
             server.kill()
             server.wait()
 
 
-def main() -> None:
-    seconds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+def _iperf3(guest: QemuGuest, seconds: int, option: str) -> float:
+    said = guest.sh(f"iperf3 -J -c {WIRE_IPV4} -t {seconds} -O 1 {option}", timeout=seconds + 20)
+    rate: float = json.loads(said)["end"]["sum_received"]["bits_per_second"]
+    return rate / 1e6
+
+
+def run(quick: bool) -> Part:
+    """Measure and judge. The setups take turns, one guest at a time."""
+    rounds, seconds = (1, 1) if quick else (5, 3)
     cache = Path(os.environ.get("EVERTAP_GUEST_CACHE") or Path.home() / ".cache" / "evertap" / "guest")
     image = build(cache, print)
-    results = {name: measure(setup, image, seconds) for name, setup in SETUPS.items()}
-    floor = [statistics.median(rates) for rates in results["native macvtap"]]
-    print(
-        f"\nMbit/s, median of {RUNS} runs of {seconds} s (lowest to highest), ratio to the native macvtap\n"
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in SETUPS}
+    with weight():
+        for _ in range(rounds):
+            for name, setup in SETUPS.items():
+                results[name].append(measure(setup, image, seconds))
+    sent = {name: [rates[0] for rates in each] for name, each in results.items()}
+    received = {name: [rates[1] for rates in each] for name, each in results.items()}
+    part = Part("backends", TITLE, ("", "guest to peer, Mbit/s", "peer to guest, Mbit/s"))
+    part.rows = [
+        (name, _cell(sent[name], sent[NATIVE]), _cell(received[name], received[NATIVE])) for name in SETUPS
+    ]
+    part.figures = [
+        _figure("guest to peer", sent, NATIVE, 0.95),
+        _figure("peer to guest", received, NATIVE, 0.95),
+        _figure("guest to peer", sent, HUB, 2.5),
+    ]
+    part.notes.append(
+        f"iperf3 in an emulated guest, {seconds} s each way after a fresh boot; medians of {rounds} rounds, "
+        "in which the rows take turns (lowest to highest), with the ratio to the native macvtap. All of it "
+        "runs with more weight than other programs (nice -10)."
     )
-    print(f"{'':32}{'guest to peer':>28}{'peer to guest':>28}")
-    for name, both in results.items():
-        cells = []
-        for rates, base in zip(both, floor, strict=True):
-            middle = statistics.median(rates)
-            cells.append(f"{middle:.0f} ({min(rates):.0f} to {max(rates):.0f}) {middle / base:.2f}")
-        print(f"{name:32}{cells[0]:>28}{cells[1]:>28}")
+    return part
 
 
-if __name__ == "__main__":
-    main()
+def _cell(rates: list[float], reference: list[float]) -> str:
+    middle = statistics.median(rates)
+    return f"{middle:.0f} ({min(rates):.0f} to {max(rates):.0f}), {middle / statistics.median(reference):.2f}"
+
+
+def _figure(way: str, rates: dict[str, list[float]], peer: str, least: float) -> Figure:
+    ours, theirs = statistics.median(rates[OURS]), statistics.median(rates[peer])
+    return Figure(
+        f"throughput {way}", ours, "Mbit/s", peer, theirs, f"at least {least:g}", ours / theirs >= least
+    )

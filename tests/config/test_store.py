@@ -484,10 +484,28 @@ def test_a_reader_never_sees_a_part_of_a_file(host: Host, monkeypatch: pytest.Mo
 
 
 def test_remains_of_a_killed_daemon_are_in_nobodys_way(host: Host) -> None:
-    (host.nics / ".a.toml.new").write_text("half")
-    (host.nics / ".a.toml.old").write_text("old")
+    (host.nics / ".change").mkdir()
+    (host.nics / ".change" / "a.toml.new").write_text("half")
     host.store.define({"a": text(1)})
     assert host.texts() == {"a.toml": text(1)}
+    for path in (host.folder / "lib/accepted/.a.toml.new", host.folder / "run/live/.a.json.new"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+        host.restart().load()
+        assert not path.exists()
+
+
+def test_a_change_that_was_decided_on_is_finished_by_the_next_daemon(host: Host) -> None:
+    host.store.define({"a": text(1), "b": text(2), "c": text(3)})
+    decided = host.nics / ".changed"
+    decided.mkdir()
+    (decided / "a.toml.new").write_text(text(4))
+    (decided / "b.toml.gone").touch()
+    for name in "abc":
+        (decided / f"{name}.toml.old").hardlink_to(host.nics / f"{name}.toml")
+    store = host.restart()
+    assert sorted(store.load().nics) == ["a", "c"]
+    assert host.texts() == {"a.toml": text(4), "c.toml": text(3)}  # c had been done already
 
 
 # undefine

@@ -407,6 +407,16 @@ def test_an_uplink_that_the_administrator_took_down_stays_down_although_no_devic
     assert "UP" not in links(lab.host, uplinks[0])[0]["flags"]
 
 
+def test_an_altname_given_to_an_interface_that_is_down_is_found(lab: Lab, trial: Trial) -> None:
+    file = trial.path / "web0.toml"
+    file.write_text(definition("enp3s0"))
+    trial.run("define", str(file))
+    lab.uplink("eth0", up=False)
+    lab.host.ip("link", "property", "add", "dev", "eth0", "altname", "enp3s0")  # the kernel tells nobody
+    trial.wait("web0", "connected")
+    assert trial.nic("web0").uplink == "eth0"
+
+
 def test_without_bring_up_an_uplink_that_is_down_stays_so(lab: Lab, trial: Trial) -> None:
     trial.define("web0", definition("eth0", more="bring_up = false"))
     lab.uplink("eth0", up=False)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 
 from evertap.engine import reconciler as reconciling
+from evertap.engine import second_look
 from evertap.engine.journal import Journal
 from evertap.engine.ports import Done
 from evertap.engine.reconciler import Reconciler
@@ -101,6 +103,30 @@ def test_a_nic_that_waited_for_the_carrier_alone_is_announced_when_it_comes() ->
             assert latency is not None
             assert 0 < latency < 1000
             bench.host.change("eth0", flags=IFF_UP)
+            await bench.rest()
+
+    on_bench(body)
+
+
+def test_an_altname_given_to_an_interface_that_is_down_is_found_though_the_kernel_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(second_look, "_PAUSES", (0.05, 0.1))
+
+    async def body(bench: Bench) -> None:
+        bench.loop.want(Wanted(nic("web0", "enp3s0")))
+        await bench.rest()
+        for pause in (0.1, 0.2):
+            link = bench.host.add("eth0", flags=0)
+            await bench.rest()
+            bench.host.add("eth1", flags=0)
+            bench.host.remove("eth1")
+            await bench.rest(pause / 2)
+            bench.host.links[link.index] = msgspec.structs.replace(link, altnames=("enp3s0",))
+            await bench.rest(pause)
+            # Set up by evertap; the simulated wire then has a carrier.
+            assert bench.state() == ("connected", "eth0")
+            bench.host.remove("eth0")
             await bench.rest()
 
     on_bench(body)

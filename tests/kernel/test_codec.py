@@ -139,6 +139,8 @@ def test_qdisc_and_filter_are_as_pyroute2_writes_them() -> None:
     clsact = {"index": 7, "handle": 0xFFFF0000, "parent": 0xFFFFFFF1}
     assert same("tc", codec.add_clsact(7), clsact, ("TCA_KIND", "clsact"))
     assert same("tc", codec.del_clsact(7), clsact, ("TCA_KIND", "clsact"))
+    root = {"index": 7, "parent": 0xFFFFFFFF}
+    assert same("tc", codec.set_noqueue(7), root, ("TCA_KIND", "noqueue"))
     options = [("TCA_BPF_FD", 5), ("TCA_BPF_NAME", "evertap_tap"), ("TCA_BPF_FLAGS", 1)]
     assert same(
         "tc",
@@ -240,8 +242,7 @@ def test_links_of_every_kind_are_read_as_pyroute2_reads_them(lab: Lab) -> None:
         events = list(raw_events(monitor))
     assert [decode(event) for event in events] == [oracle(event) for event in events]
     assert len(events) > 40
-    dump = lab.rtnetlink._dump_once(codec.dump_links())
-    assert dump is not None
+    dump, _ = lab.rtnetlink._dump_once(codec.dump_links())
     assert [decode(message) for message in dump] == [oracle(message) for message in dump]
     links = {link.name: link for message in dump if isinstance(link := decode(message), Link)}
     modes = {name.removeprefix("mv-"): link.mode for name, link in links.items() if name.startswith("mv-")}

@@ -136,6 +136,17 @@ def test_a_nic_is_connected_in_one_go_and_the_monitor_tells_of_it(bench: Bench) 
     far.close()
 
 
+@pytest.mark.parametrize("queues", [1, 4])
+def test_a_tap_has_no_queue_before_its_own_with_a_vmm_and_with_the_next(bench: Bench, queues: int) -> None:
+    bench.make(nic("web0", queues=queues))
+    for _ in range(2):
+        vmm = [tun.open_tap("web0", queues) for _ in range(queues)]
+        shown = json.loads(subprocess.check_output(["tc", "-j", "qdisc", "show", "dev", "web0"]))
+        assert {qdisc["kind"] for qdisc in shown} - {"clsact"} == {"noqueue"}
+        for descriptor in vmm:
+            os.close(descriptor)
+
+
 def test_what_comes_after_a_refused_step_is_not_left_behind(bench: Bench) -> None:
     uplink = bench.lab.wire("up0")
     bench.make(WEB)

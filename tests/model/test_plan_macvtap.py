@@ -17,7 +17,16 @@ from evertap.model.actions import (
 from evertap.model.links import IFF_UP
 from evertap.model.observed import Observed
 from evertap.model.plan import Plan
-from evertap.model.vmm import RxFilter, Vmm, card_port, qemu_id, sink_port, uplink_netdev, uplink_port
+from evertap.model.vmm import (
+    RxFilter,
+    Vmm,
+    card_port,
+    plugged,
+    qemu_id,
+    sink_port,
+    uplink_netdev,
+    uplink_port,
+)
 from tests.model.test_plan import World, kinds
 from tests.support.nics import nic
 
@@ -36,20 +45,22 @@ class MacvtapWorld(World):
         self.seen.vmms[QMP] = Vmm(running=True, parts=PARTS | set(more))
 
     def plug(self, index: int) -> None:
-        self.boot(uplink_netdev("web0", index), uplink_port("web0", index))
+        parts = self.seen.vmms[QMP].parts
+        ports = {uplink_port("web0", other) for other in plugged("web0", parts)}
+        self.boot(*(parts - ports), uplink_netdev("web0", index), uplink_port("web0", index))
+
+    def unplug(self, index: int) -> None:
+        self.boot(*(self.seen.vmms[QMP].parts - {uplink_netdev("web0", index), uplink_port("web0", index)}))
 
     def carry_out(self, found: Plan) -> None:
         for action in found.actions:
             match action:
                 case Plug(index=None):
                     return  # by the next plan
-                case Unplug() if any(isinstance(step, CreateMacvlan) for step in found.actions):
-                    self.boot()
-                    return
                 case Plug(index=int(index)):
                     self.plug(index)
-                case Unplug():
-                    self.boot()
+                case Unplug(index=index):
+                    self.unplug(index)
                 case SetGuestLink():
                     self.seen.guest_links["web0"] = action.up
                 case _:
@@ -95,8 +106,8 @@ def test_two_macvtaps_are_never_on_the_hub_together() -> None:
     world.host.change("eth0", flags=IFF_UP)
     assert [kind for kind in kinds(world.look()) if kind is not Announce] == [
         CreateMacvlan,
-        Unplug,
         Plug,
+        Unplug,
         RemoveMacvlan,
     ]
     assert world.settle().uplink == world.seen.links.named("eth1")

@@ -17,7 +17,7 @@ from evertap.model.links import IFF_ALLMULTI, IFF_LOWER_UP, IFF_UP, MARK, Gone, 
 from evertap.model.nic import Nic
 from evertap.model.observed import Splicing
 from evertap.model.plan_tap import tap_alias
-from evertap.model.vmm import RxFilter, Vmm, uplink_netdev, uplink_port
+from evertap.model.vmm import RxFilter, Vmm, plugged, uplink_netdev, uplink_port
 
 GOOD = IFF_UP | IFF_LOWER_UP
 
@@ -94,6 +94,11 @@ class SimulatedKernel:
 
     def read_links(self) -> list[Link]:
         return list(self.links.values())
+
+    def read_link(self, index: int) -> Link | None:
+        return self.links.get(index)
+
+    interrupted = 0
 
     def read_splicing(self, tap: Link) -> Splicing | None:
         return self.taps.get(tap.name)
@@ -230,6 +235,7 @@ class FakeVmms:
         os.fstat(descriptor)
         await self._told("plug", path, nic, index)
         parts = self.known[path].parts | {uplink_netdev(nic, index), uplink_port(nic, index)}
+        parts -= {uplink_port(nic, other) for other in plugged(nic, parts) - {index}}
         self.boot(path, *parts)
 
     async def unplug(self, path: str, nic: str, index: int) -> None:

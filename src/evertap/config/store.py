@@ -15,9 +15,11 @@ import msgspec
 from evertap.config.files import (
     SUFFIX,
     change_files,
+    finish_change,
     is_definition,
     printable,
     read_definition,
+    remove_remains,
     write_file,
 )
 from evertap.config.text import parse, with_uplinks
@@ -50,6 +52,7 @@ class Store:
         self._domains = state_dir / "domains"
         self._live = runtime_dir / "live"
         self._good: dict[str, _Good] | None = None  # in force; None: not read yet
+        self._unkept: set[str] = set()  # those without a copy, since it could not be written
 
     def load(self) -> Loaded:
         """Read all definitions; a refused file leaves the last good definition in force."""
@@ -120,6 +123,10 @@ class Store:
         changed = with_uplinks(data, uplinks)
         nic = parse(name, changed, printable(path))
         return self._put({name: _Good(changed, nic)}, self._file)[name]
+
+    def live_names(self) -> list[str]:
+        """The NICs of which something was said for the running state alone."""
+        return sorted(path.stem for path in self._live.glob("*.json"))
 
     def load_live(self, name: str) -> Live:
         """What was said for the running state alone."""
@@ -207,6 +214,7 @@ class Store:
     def _in_force(self) -> dict[str, _Good]:
         if self._good is None:
             self._good = {}
+            self._clear_up()
             try:
                 copies = sorted(path for path in self._accepted.iterdir() if is_definition(path.name))
             except OSError:
@@ -219,11 +227,25 @@ class Store:
                     _log.warning("the copy of the last good definition is of no use: %s", error)
         return self._good
 
+    def _clear_up(self) -> None:
+        """See to what a killed daemon left half done."""
+        try:
+            finish_change(self._folder)
+        except OSError as error:
+            _log.warning("%s: a change cannot be finished: %s", printable(self._folder), error)
+        for folder in (self._accepted, self._live, self._domains):
+            remove_remains(folder)
+
     def _remember(self, accepted: dict[str, _Good]) -> None:
         """Take these as in force, and keep copies of them for the next daemon."""
         before = self._in_force()
         self._good = accepted
-        new = {name: kept for name, kept in accepted.items() if kept is not before.get(name)}
+        new = {
+            name: kept
+            for name, kept in accepted.items()
+            if kept is not before.get(name) or name in self._unkept
+        }
+        self._unkept = set(new)
         try:
             if new:
                 self._accepted.mkdir(parents=True, exist_ok=True)
@@ -231,6 +253,7 @@ class Store:
                 write_file(self._accepted / (name + SUFFIX), kept.data, durable=False)
             for name in before.keys() - accepted.keys():
                 (self._accepted / (name + SUFFIX)).unlink(missing_ok=True)
+            self._unkept.clear()
         except OSError as error:
             _log.warning("copies of the last good definitions cannot be kept: %s", error)
 

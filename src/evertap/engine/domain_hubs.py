@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from evertap.engine.ports import Domains
-from evertap.model.vmm import hub_id, qemu_id, uplink_netdev, uplink_port
+from evertap.model.vmm import hub_id, plugged, qemu_id, uplink_netdev, uplink_port
 
 _IDS: Final = re.compile(r"\bevertap-[A-Za-z0-9._-]+")
 
@@ -17,12 +17,20 @@ async def read_parts(domains: Domains, uuid: str) -> frozenset[str]:
     return frozenset(_IDS.findall(str(answer)))
 
 
-async def plug(domains: Domains, uuid: str, nic: str, index: int, descriptor: int) -> None:
-    """Join an open macvtap to the NIC's hub (ActionError). What is left half done the next plan takes off."""
+async def plug(
+    domains: Domains, uuid: str, nic: str, index: int, descriptor: int, parts: frozenset[str]
+) -> None:
+    """Join an open macvtap to the NIC's hub, in the place of the one there (ActionError).
+
+    What is left half done the next plan takes off.
+    """
     name = f"{qemu_id(nic)}-fd"
     netdev = uplink_netdev(nic, index)
     await domains.monitor(uuid, "getfd", {"fdname": name}, [descriptor])
     await domains.monitor(uuid, "netdev_add", {"type": "tap", "id": netdev, "fd": name, "vhost": False})
+    for other in plugged(nic, parts) - {index}:
+        if uplink_port(nic, other) in parts:
+            await domains.monitor(uuid, "netdev_del", {"id": uplink_port(nic, other)})
     # A netdev that was made just now has no peer yet: QEMU would abort if it had.
     port = {"type": "hubport", "id": uplink_port(nic, index), "hubid": hub_id(nic), "netdev": netdev}
     await domains.monitor(uuid, "netdev_add", port)

@@ -38,6 +38,9 @@ class Kernel(Protocol):
     def read_links(self) -> list[Link]:
         """A whole reading of the interfaces."""
 
+    def read_link(self, index: int) -> Link | None:
+        """A reading of one interface; None if there is no such."""
+
     @property
     def interrupted(self) -> int:
         """How many readings were interrupted by changes, and repeated."""

@@ -12,14 +12,16 @@ from typing import Final
 from evertap.engine.announcer import Announcer
 from evertap.engine.journal import Journal, timestamp
 from evertap.engine.ports import Done, Kernel, LostEventsError, Vmms
+from evertap.engine.second_look import SecondLook
 from evertap.model.actions import SLOW, Action, Announce, Plug, SetGuestLink, SetMulticast, Unplug
 from evertap.model.choice import Wanted
-from evertap.model.errors import ActionError
+from evertap.model.errors import ActionError, EvertapError
 from evertap.model.interest import Interest
 from evertap.model.links import Link
 from evertap.model.nic import Nic
 from evertap.model.observed import Change, Observed
 from evertap.model.plan import Plan, State, plan
+from evertap.model.plan_macvtap import qmp_of
 from evertap.model.table import STACKED_ON_UPLINK
 from evertap.model.vmm import RxFilter, Vmm, has_device, qemu_id
 
@@ -68,6 +70,10 @@ class Reconciler:
         self.nics: dict[str, Record] = {}
         self.interest = Interest()
         self.resyncs = 0
+        self.notifications = 0
+        """Events of the kernel that were read."""
+        self.failures = 0
+        """Actions that were refused, by the kernel or by QEMU."""
         self.settled: list[Callable[[str], None]] = []
         """Called with the NIC's name whenever one came to rest in a state."""
         self.host_changed: list[Callable[[], None]] = []
@@ -80,20 +86,31 @@ class Reconciler:
         vmms.filtered = self._on_filter
         self._journal = journal
         self._announcer = Announcer(kernel)
+        self._second_look = SecondLook(self._look_again)
         self._dirty: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stepping = False
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def interrupted(self) -> int:
+        """How many readings of the interfaces were interrupted by changes, and repeated."""
+        return self._kernel.interrupted
+
     def start(self) -> None:
-        """Read the whole host, adopt what is there, and listen from then on."""
-        self.resync()
+        """Read the whole host (EvertapError), adopt what is there, and listen from then on."""
+        try:
+            self.resync()
+        except (OSError, EvertapError) as error:
+            self._dirty.clear()  # nothing may be done to a host that is not known
+            raise EvertapError(f"the host's interfaces cannot be read: {error}") from error
         self._loop.add_reader(self._kernel.fileno(), self._on_events)
 
     async def stop(self) -> None:
         """Stop looking; leave everything as it is, with traffic flowing."""
         self._loop.remove_reader(self._kernel.fileno())
         self._announcer.stop()
+        self._second_look.stop()
         for record in self.nics.values():
             if record.timer:
                 record.timer.cancel()
@@ -158,7 +175,8 @@ class Reconciler:
                 if splicing is not None:
                     self.seen.taps[link.owner] = splicing
         for name in self.seen.links.owners() - self.nics.keys():
-            self.want(Wanted(Nic(name=name, mac="", uplinks=()), removed=True))
+            qmp = qmp_of(self.seen.links.owned(name))
+            self.want(Wanted(Nic(name=name, mac="", uplinks=()), removed=True, qmp=qmp))
         self._mark(changes, now)
         self._dirty |= dict.fromkeys(self.nics)
         self._wake()
@@ -178,7 +196,21 @@ class Reconciler:
             _log.warning("the kernel dropped notifications; reading everything anew")
             self._resync_or_retry()
             return
+        self.notifications += len(events)
         self._mark((change for event in events if (change := self.seen.fold(event, now))), now)
+
+    def _look_again(self, indexes: set[int]) -> set[int]:
+        """Read those of the interfaces that are down; gives them."""
+        self._read()  # older than what is read now
+        down = {index for index in indexes if (link := self.seen.links.get(index)) and not link.up}
+        try:
+            links = [link for index in down if (link := self._kernel.read_link(index))]
+        except (OSError, EvertapError) as error:
+            _log.warning("an interface could not be read again: %s", error)
+            return down
+        now = self._loop.time()
+        self._mark((change for link in links if (change := self.seen.fold(link, now))), now)
+        return down
 
     def _mark(self, changes: Iterable[Change], now: float) -> None:
         any_host = False
@@ -186,6 +218,7 @@ class Reconciler:
             link = change.new or change.old
             host = link is not None and not link.owner
             any_host = any_host or host
+            self._second_look.note(change)
             for name in self.interest.in_change(change, self.seen):
                 if host:
                     self._touch(name, now)
@@ -390,6 +423,7 @@ class Reconciler:
         task.add_done_callback(self._tasks.discard)
 
     def _failed(self, record: Record, error: ActionError, now: float) -> None:
+        self.failures += 1
         record.error = error
         record.done = []
         record.retry_at = now + min(_FIRST_RETRY * 2**record.retries, _LAST_RETRY)

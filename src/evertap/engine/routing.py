@@ -97,7 +97,8 @@ class Routing:
             return
         domains, uuid = self._with_domains(nic), path.removeprefix(PREFIX)
         try:
-            await domain_hubs.plug(domains, uuid, nic, index, descriptor)
+            parts = self._hubs.get(uuid, frozenset())
+            await domain_hubs.plug(domains, uuid, nic, index, descriptor, parts)
         finally:
             await self._read_hub(uuid)
 

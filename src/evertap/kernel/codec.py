@@ -54,6 +54,7 @@ CLSACT: Final = 0xFFFFFFF1
 CLSACT_HANDLE: Final = 0xFFFF0000
 CLSACT_INGRESS: Final = 0xFFFFFFF2
 CLSACT_EGRESS: Final = 0xFFFFFFF3
+_ROOT: Final = 0xFFFFFFFF
 
 HEADER: Final = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence number, port
 _IFINFO: Final = Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
@@ -383,6 +384,12 @@ def del_clsact(index: int) -> Message:
     """Take the clsact qdisc away, with all of its filters."""
     body = _TC.pack(AF_UNSPEC, index, CLSACT_HANDLE, CLSACT, 0)
     return Message(RTM_DELQDISC, 0, body + _write(_FILTER, kind="clsact"))
+
+
+def set_noqueue(index: int) -> Message:
+    """Let an interface send at once, with no queue before it: `tc qdisc replace dev … root noqueue`."""
+    body = _TC.pack(AF_UNSPEC, index, 0, _ROOT, 0)
+    return Message(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, body + _write(_FILTER, kind="noqueue"))
 
 
 def add_bpf_filter(

@@ -38,8 +38,9 @@ from evertap.model.actions import (
     Splice,
 )
 from evertap.model.errors import ActionError
-from evertap.model.links import MARK, Link, LinkEvent
+from evertap.model.links import Link, LinkEvent
 from evertap.model.observed import Splicing
+from evertap.model.plan_macvtap import device_alias
 
 _SIOCGIFNAME: Final = 0x8910
 _FIRST_INDEX: Final = 1 << 20
@@ -63,28 +64,22 @@ _REMEDIES: Final = {
 
 
 class _SourcePrograms:
-    """The programs that check what macvtaps send, one for each NIC that has needed one."""
+    """The programs that check what macvtaps send, while the macvtaps of one request are made."""
 
     def __init__(self) -> None:
-        self._programs: dict[tuple[str, str], int] = {}
+        self._programs: dict[str, int] = {}
 
-    def get(self, nic: str, mac: str) -> int:
-        """The program for a NIC with that MAC; with none, one that lets all pass."""
-        program = self._programs.get((nic, mac))
+    def get(self, mac: str) -> int:
+        """The program for that MAC; with none, one that lets all pass."""
+        program = self._programs.get(mac)
         if program is None:
-            self.drop(nic)
-            program = self._programs[nic, mac] = bpf.load_source_program(mac)
+            program = self._programs[mac] = bpf.load_source_program(mac)
         return program
 
-    def drop(self, nic: str) -> None:
-        """Give the NIC's program back; where it is attached, it lives on."""
-        for key in [key for key in self._programs if key[0] == nic]:
-            os.close(self._programs.pop(key))
-
     def close(self) -> None:
-        """Give all back."""
-        for program in self._programs.values():
-            os.close(program)
+        """Give all back; where they are attached, they live on."""
+        while self._programs:
+            os.close(self._programs.popitem()[1])
 
 
 class _Run:
@@ -127,7 +122,6 @@ class Host:
         self._slow_rtnetlink.close()
         for nic in list(self._taps):
             self._drop(nic)
-        self._source_programs.close()
         self._packets.close()
         self._monitor.close()
         self._rtnetlink.close()
@@ -149,6 +143,15 @@ class Host:
     def read_links(self) -> list[Link]:
         """A whole reading of the interfaces."""
         return self._rtnetlink.dump_links()
+
+    def read_link(self, index: int) -> Link | None:
+        """A reading of one interface; None if there is no such."""
+        return self._rtnetlink.get_link(index)
+
+    @property
+    def interrupted(self) -> int:
+        """How many readings were interrupted by changes, and repeated."""
+        return self._rtnetlink.interrupted
 
     def read_splicing(self, tap: Link) -> Splicing | None:
         """What the tap's map says; from now on the map is at hand."""
@@ -181,7 +184,7 @@ class Host:
         try:
             return macvtap.open_macvtap(index, self._rtnetlink)
         except OSError as error:
-            raise ActionError(f"open macvtap {index}: {error}") from error
+            raise ActionError(_explain(f"open macvtap {index}", error)) from error
 
     def open_tap(self, name: str, queues: int) -> list[int]:
         """Descriptors of all queues of a NIC's tap; ActionError if a VMM holds it, or it is not there."""
@@ -192,7 +195,7 @@ class Host:
         except OSError as error:
             for descriptor in opened:
                 os.close(descriptor)
-            raise ActionError(f"open tap {name}: {error}") from error
+            raise ActionError(_explain(f"open tap {name}", error)) from error
         return opened
 
     def announce(self, action: Announce) -> None:
@@ -204,7 +207,10 @@ class Host:
         """Carry out several NICs' actions: each NIC's in order, all NICs' netlink messages together."""
         runs = [_Run(actions) for actions in work]
         while any(run.rest for run in runs):
-            self._by_netlink(runs)
+            try:
+                self._by_netlink(runs)
+            finally:
+                self._source_programs.close()
             for run in runs:
                 while run.rest and not isinstance(run.rest[0], _BY_NETLINK):
                     self._at_once(run, run.rest.popleft())
@@ -248,7 +254,11 @@ class Host:
                     codec.new_macvlan(
                         index, name, action.lower, action.mac, action.mode, action.mtu, kind=kind
                     ),
-                    codec.set_link(index, alias=MARK + action.nic, addrgen_none=has_ipv6(action.mtu)),
+                    codec.set_link(
+                        index,
+                        alias=device_alias(action.nic, action.qmp),
+                        addrgen_none=has_ipv6(action.mtu),
+                    ),
                     codec.add_clsact(index),
                     self._filter(action, index),
                     codec.set_link(index, up=True),
@@ -274,7 +284,7 @@ class Host:
         if action.kind == "macvlan":
             program = self._tap(action.nic).uplink_program
             return codec.add_bpf_filter(index, program, bpf.UPLINK_PROGRAM)
-        program = self._source_programs.get(action.nic, action.mac if action.check else "")
+        program = self._source_programs.get(action.mac if action.check else "")
         return codec.add_bpf_filter(index, program, bpf.SOURCE_PROGRAM, ingress=False)
 
     def _follow_up(self, action: Action) -> Iterator[Message]:
@@ -287,9 +297,8 @@ class Host:
                 yield from (codec.remove_multicast(action.index, mac) for mac in sorted(action.remove))
 
     def _undo(self, run: _Run, action: Action, refusal: KernelRefusal | None) -> list[list[Message]]:
-        """A macvlan goes again; one whose index or name was taken is not ours."""
-        taken = refusal and refusal.errno in (errno.EBUSY, errno.EEXIST)
-        if not isinstance(action, CreateMacvlan) or taken:
+        """A macvlan goes again; where the first message was refused, there is none, or it is not ours."""
+        if not isinstance(action, CreateMacvlan) or (refusal and refusal.place == 1):
             return []
         return [[codec.del_link(run.made[action.lower])]]
 
@@ -343,15 +352,14 @@ class Host:
         return tap
 
     def _drop(self, nic: str) -> None:
-        self._source_programs.drop(nic)
         if tap := self._taps.pop(nic, None):
             tap.close()
 
 
-def _explain(action: Action, error: Exception) -> str:
+def _explain(step: Action | str, error: Exception) -> str:
     remedy = _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
     why = error.args[0] if isinstance(error, KeyError) else error
-    return f"{action}: {why}" + (f" ({remedy})" if remedy else "")
+    return f"{step}: {why}" + (f" ({remedy})" if remedy else "")
 
 
 @contextmanager

@@ -29,18 +29,23 @@ _MESSAGES_A_SEND: Final = 400
 _BYTES_AN_ANSWER: Final = 2048  # of the receive buffer: an sk_buff with a long ext_ack text
 _TIMEOUT: Final = 5  # seconds
 _DUMP_ATTEMPTS: Final = 10
+_LINK_DUMPS: Final = 3  # with thousands of interfaces, each takes a tenth of a second
 _DATAGRAMS_A_READ: Final = 10_000
 
 _T = TypeVar("_T")
 
 
 class KernelRefusal(EvertapError, OSError):  # noqa: N818
-    """The kernel refused a request: `errno` (positive), its `name` ("EEXIST"), the kernel's `text` if any."""
+    """The kernel refused a request: `errno` (positive), its `name` ("EEXIST"), the kernel's `text` if any.
 
-    def __init__(self, number: int, text: str = "") -> None:
+    `place` is that of the refused message in its group, from 1.
+    """
+
+    def __init__(self, number: int, text: str = "", place: int = 1) -> None:
         super().__init__(number, os.strerror(number))
         self.name = errno.errorcode.get(number, str(number))
         self.text = text
+        self.place = place
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text or self.strerror}"
@@ -133,6 +138,8 @@ class Rtnetlink(_NetlinkSocket):
                 continue
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _TIMEOUT, 0))
         self._sequence = 0
+        self.interrupted = 0
+        """How many dumps were interrupted by changes, and repeated."""
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         self._most_messages = max(1, min(_MESSAGES_A_SEND, room // _BYTES_AN_ANSWER))
         # a send above sk_sndbuf - 32 is refused with EMSGSIZE (net/netlink/af_netlink.c)
@@ -152,16 +159,26 @@ class Rtnetlink(_NetlinkSocket):
         return refusals
 
     def dump_links(self) -> list[Link]:
-        """All interfaces. Raises KernelRefusal, DumpInterruptedError, Overflow, TimeoutError."""
+        """All interfaces. Raises KernelRefusal, Overflow, TimeoutError.
 
-        def decode(buffer: Buffer, offset: int, length: int) -> Link | None:
-            link = codec.decode_link(buffer, offset, length)
-            return link if isinstance(link, Link) else None
-
-        return self._dump(codec.dump_links(), decode)
+        Where they come and go so quickly that every dump is interrupted, it is what several dumps have found
+        together: rather too much than too little, since a LinkMonitor tells of those that have gone.
+        """
+        found: dict[int, Link] = {}
+        for _ in range(_LINK_DUMPS):
+            answers, whole = self._dump_once(codec.dump_links())
+            links = (codec.decode_link(answer, 0, len(answer)) for answer in answers)
+            now = {link.index: link for link in links if isinstance(link, Link)}
+            if whole:
+                return list(now.values())
+            found |= now
+        return list(found.values())
 
     def dump_filters(self, index: int, *, ingress: bool = True) -> list[Filter]:
-        """The filters of an interface's clsact qdisc, none without it. Raises as `dump_links`."""
+        """The filters of an interface's clsact qdisc, none without it.
+
+        Raises as `dump_links`, and DumpInterruptedError.
+        """
         return self._dump(codec.dump_filters(index, ingress=ingress), codec.decode_filter)
 
     def get_link(self, index: int) -> Link | None:
@@ -183,29 +200,29 @@ class Rtnetlink(_NetlinkSocket):
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         return self._sequence
 
-    def _batches(self, groups: Sequence[Sequence[Message]]) -> Iterator[list[tuple[int, Message, bool]]]:
-        """Every message with its group's place and whether it ends the group, in portions of one send."""
-        batch: list[tuple[int, Message, bool]] = []
+    def _batches(self, groups: Sequence[Sequence[Message]]) -> Iterator[list[tuple[int, int, Message, bool]]]:
+        """In portions of one send: each message's group, its place there, itself, whether it is the last."""
+        batch: list[tuple[int, int, Message, bool]] = []
         size = 0
-        for place, group in enumerate(groups):
-            for number, message in enumerate(group, 1):
+        for group_number, group in enumerate(groups):
+            for place, message in enumerate(group, 1):
                 length = 16 + len(message.body) + 3
                 if batch and (len(batch) == self._most_messages or size + length > self._most_bytes):
                     yield batch
                     batch, size = [], 0
-                batch.append((place, message, number == len(group)))
+                batch.append((group_number, place, message, place == len(group)))
                 size += length
         if batch:
             yield batch
 
     def _carry_out(
-        self, batch: list[tuple[int, Message, bool]], refusals: list[KernelRefusal | None]
+        self, batch: list[tuple[int, int, Message, bool]], refusals: list[KernelRefusal | None]
     ) -> None:
-        group_of: dict[int, int] = {}
+        asked: dict[int, tuple[int, int]] = {}
         stamped = []
-        for number, (place, message, last) in enumerate(batch, 1):
+        for number, (group, place, message, last) in enumerate(batch, 1):
             sequence = self._next()
-            group_of[sequence] = place
+            asked[sequence] = group, place
             # refusals come unasked; the answer to the portion's last message says that all have come
             ask = codec.NLM_F_ACK if last or number == len(batch) else 0
             stamped.append(_stamp(message, codec.NLM_F_REQUEST | ask, sequence))
@@ -215,12 +232,12 @@ class Rtnetlink(_NetlinkSocket):
         while not finished:
             buffer = self._receive_answer()
             for kind, _, sequence, _, offset, length in codec.split(buffer):
-                if kind != codec.NLMSG_ERROR or sequence not in group_of:
+                if kind != codec.NLMSG_ERROR or sequence not in asked:
                     continue  # left over from a request that was given up
                 answer = codec.decode_error(buffer, offset, length)
-                place = group_of[sequence]
-                if answer.errno and refusals[place] is None:
-                    refusals[place] = KernelRefusal(*answer)
+                group, place = asked[sequence]
+                if answer.errno and refusals[group] is None:
+                    refusals[group] = KernelRefusal(*answer, place)
                 finished = finished or sequence == final
 
     def _send(self, stamped: list[bytes]) -> None:
@@ -242,14 +259,14 @@ class Rtnetlink(_NetlinkSocket):
 
     def _dump(self, message: Message, decode: Callable[[Buffer, int, int], _T | None]) -> list[_T]:
         for _ in range(_DUMP_ATTEMPTS):
-            answers = self._dump_once(message)
-            if answers is not None:
+            answers, whole = self._dump_once(message)
+            if whole:
                 found = (decode(answer, 0, len(answer)) for answer in answers)
                 return [entry for entry in found if entry is not None]
         raise DumpInterruptedError(f"a netlink dump was interrupted by changes {_DUMP_ATTEMPTS} times")
 
-    def _dump_once(self, message: Message) -> list[bytes] | None:
-        """The messages of one dump; None if it was interrupted.
+    def _dump_once(self, message: Message) -> tuple[list[bytes], bool]:
+        """The messages of one dump, and whether it is whole: changes meanwhile have not interrupted it.
 
         They are decoded only after the dump is complete: an error half-way would leave the socket busy with
         it.
@@ -266,7 +283,8 @@ class Rtnetlink(_NetlinkSocket):
                     raise KernelRefusal(*answer)
                 break
             answers.append(buffer[offset : offset + length])
-        return None if interrupted else answers
+        self.interrupted += interrupted
+        return answers, not interrupted
 
 
 class LinkMonitor(_NetlinkSocket):

@@ -57,6 +57,8 @@ def make_tap(nic: Nic, rtnetlink: Rtnetlink) -> Tap:
         return _adopt_tap(nic, rtnetlink)
     try:
         index = socket.if_nametoindex(nic.name)
+        # At once: by its mark, udev and the like know to keep off.
+        insist(rtnetlink, [codec.set_link(index, alias=tap_alias(nic))])
         map_fd = _attach_program(nic, index, rtnetlink)
         try:
             _silence(nic.name)
@@ -111,8 +113,10 @@ def _configure(nic: Nic, index: int, rtnetlink: Rtnetlink) -> None:
     insist(
         rtnetlink,
         [
-            codec.set_link(index, alias=tap_alias(nic), mac=mac, mtu=nic.mtu, noarp=True),
+            codec.set_link(index, mac=mac, mtu=nic.mtu, noarp=True),
             *([codec.set_link(index, addrgen_none=True)] if has_ipv6(nic.mtu) else []),
+            # a queue before the tap's own ring never holds a frame, and takes time: docs/performance.md
+            codec.set_noqueue(index),
             codec.set_link(index, up=True),
         ],
     )

@@ -74,17 +74,19 @@ class Pinger:
         self._wake = -1
         self._thread.join()
 
-    def lost(self, since: float | None = None, until: float | None = None) -> int:
-        """Count the probes sent from `since` to `until` that had no reply within REPLY_TIMEOUT.
+    def lost(
+        self, since: float | None = None, until: float | None = None, within: float = REPLY_TIMEOUT
+    ) -> int:
+        """Count the probes sent from `since` to `until` that had no reply `within` so many seconds.
 
-        Without `until` only probes older than REPLY_TIMEOUT count, as the others may yet be answered.
+        Without `until` only probes older than that count, as the others may yet be answered.
         With it, all up to that time do: name a time by whose probes no reply is still on its way.
         """
         now = time.monotonic()
-        last = now - REPLY_TIMEOUT if until is None else until
+        last = now - within if until is None else until
         first = since if since is not None else 0.0
         return sum(
-            probe.replied is None or probe.replied - probe.sent > REPLY_TIMEOUT
+            probe.replied is None or probe.replied - probe.sent > within
             for probe in self._all()
             if first <= probe.sent <= last
         )

@@ -98,6 +98,7 @@ class CreateMacvlan(Action, frozen=True):
     mtu: int
     kind: Literal["macvlan", "macvtap"] = "macvlan"
     check: bool = True  # of a macvtap: drop frames with another source MAC
+    qmp: str = ""  # of a macvtap: the socket of the QEMU that it is for
 
     def __str__(self) -> str:
         return f"create {self.kind} (mode {self.mode}) on {self.uplink}"

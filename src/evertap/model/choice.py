@@ -113,7 +113,7 @@ def _obstacle(nic: Nic, spec: UplinkSpec, link: Link, mode: Mode, seen: Observed
             return f'is a port of bridge {name}; use {{ bridge = "{name}" }}'
         return f'belongs to {name}; use "{name}"'
     if link.kind in STACKED_ON_UPLINK:
-        below = seen.links.get(link.lower) if link.lower_netns is None else None
+        below = seen.links.get(link.below)
         return f"is a {link.kind}, and none can stand on it" + (f'; use "{below.name}"' if below else "")
     if link.kind == "bridge":
         return "" if nic.backend == "tap" else 'is a bridge, which backend "macvtap" cannot join; use "tap"'
@@ -136,7 +136,7 @@ def _taken(nic: Nic, link: Link, mode: Mode, seen: Observed) -> str:
         if mode != "passthru":
             break
     for same in seen.links.with_mac(nic.mac):
-        if same.kind in STACKED_ON_UPLINK and same.lower == link.index and same.owner != nic.name:
+        if same.kind in STACKED_ON_UPLINK and same.below == link.index and same.owner != nic.name:
             return (
                 f"has a foreign {same.kind} {same.name} with this NIC's MAC; "
                 f"remove it: ip link del {same.name}"
@@ -155,14 +155,14 @@ def current(wanted: Wanted, seen: Observed) -> int:
     if splicing.target == PASS:
         return next((link.master for link in seen.links.owned(name) if link.kind not in STACKED_ON_UPLINK), 0)
     macvlan = seen.links.get(splicing.target)
-    return macvlan.lower if macvlan and macvlan.owner == name else 0
+    return macvlan.below if macvlan and macvlan.owner == name else 0
 
 
 def _current_macvtap(wanted: Wanted, seen: Observed) -> int:
     name, vmm = wanted.nic.name, seen.vmms.get(wanted.qmp, Vmm())
     for link in seen.links.owned(name):
         if link.kind == "macvtap" and is_plugged(name, link.index, vmm):
-            return link.lower
+            return link.below
     return 0
 
 

@@ -77,7 +77,7 @@ class Interest:
 
     def _in_stacked(self, link: Link, seen: Observed) -> set[str]:
         """A device on an uplink concerns other NICs only if one of them cannot be there with another."""
-        lower = seen.links.get(link.lower)
+        lower = seen.links.get(link.below)
         if lower is None:
             return set()
         if not link.owner or link.mode == "passthru":

@@ -52,6 +52,11 @@ class Link(msgspec.Struct, frozen=True, gc=False):
         return bool(self.flags & IFF_LOWER_UP)
 
     @property
+    def below(self) -> int:
+        """Index of what it stands on; 0 if that is in another namespace, which has indices of its own."""
+        return self.lower if self.lower_netns is None else 0
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Its name and its alternative names."""
         return (self.name, *self.altnames)

@@ -46,6 +46,8 @@ def plan(wanted: Wanted, seen: Observed, now: float) -> Plan:
     view = View(wanted, seen, found, None, None, tap, seen.taps.get(nic.name) if tap else None, devices)
     if wanted.removed:
         reason = "the definition was removed; the tap stays until its VM has gone"
+        if wanted.qmp.startswith("/") and wanted.qmp not in seen.vmms:
+            return Plan("disconnected", None, reason, [], [])  # just started: its QEMU is to be told first
         actions = [*unplug_all(view), *tear_down_tap(view), *retire_tap(view)]
         return Plan("disconnected", None, reason, [], actions)
     planned = _plan_tap(view, now) if nic.backend == "tap" else _plan_macvtap(view, now)

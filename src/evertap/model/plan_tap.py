@@ -25,7 +25,7 @@ from evertap.model.planning import View, announce, bring_up, fits, is_up, remove
 
 def renew_tap(nic: Nic, tap: Link | None, splicing: Splicing | None) -> Iterator[Action]:
     """Have a tap as the definition wants it; one that a VM holds is left as it is."""
-    if tap and tap.alias != tap_alias(nic) and not tap.carrier:
+    if tap and tap.up and tap.alias != tap_alias(nic) and not tap.carrier:
         yield RemoveTap(nic=nic.name, queues=tap_queues(tap))
         yield CreateTap(nic=nic.name, definition=nic)
     elif tap is None or splicing is None:
@@ -43,7 +43,7 @@ def connect_tap(view: View) -> Iterator[Action]:
     """Have a macvlan where one is needed, and point the NIC at the goal."""
     nic, seen = view.nic, view.seen
     yield from bring_up(view)
-    have = {link.lower: link for link in view.devices}
+    have = {link.below: link for link in view.devices}
     keep = {c.link.index: c for c in view.found if c.link and _keeps_macvlan(view, c, c.link.index in have)}
     ready: dict[int, int] = {}
     for lower, candidate in keep.items():
@@ -108,7 +108,9 @@ def tear_down_tap(view: View) -> Iterator[Action]:
 
 def retire_tap(view: View) -> Iterator[Action]:
     """Delete the tap, unless a VM holds it."""
-    if view.tap and not view.tap.carrier:  # a tap has carrier while somebody holds it open
+    if view.tap and not view.tap.up:  # only one that is up shows by its carrier whether it is held
+        yield BringUp(nic=view.nic.name, index=view.tap.index, uplink=view.tap.name)
+    elif view.tap and not view.tap.carrier:  # a tap has carrier while somebody holds it open
         yield RemoveTap(nic=view.nic.name, queues=tap_queues(view.tap))
 
 

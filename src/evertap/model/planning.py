@@ -112,7 +112,7 @@ def announce(view: View, moved: bool) -> Iterator[Action]:
 
 def remove(device: Link, seen: Observed) -> RemoveMacvlan:
     """Delete a macvlan or macvtap."""
-    lower = seen.links.get(device.lower)
+    lower = seen.links.get(device.below)
     return RemoveMacvlan(
         nic=device.owner, index=device.index, device=device.name, uplink=lower.name if lower else ""
     )

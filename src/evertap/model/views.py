@@ -85,3 +85,12 @@ class EventView:
     uplink: str | None
     reason: str
     latency_ms: float | None = None  # on a connection: from the kernel's notification to being connected
+    outage_seconds: float | None = None  # where a time without an uplink ended: how long it was
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """A part of a NIC's history."""
+
+    events: list[EventView]  # oldest first
+    earlier: int | None  # where the page before begins; None: this is the first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Set
 
 import msgspec
 
@@ -74,7 +75,7 @@ def is_plugged(name: str, index: int, vmm: Vmm) -> bool:
     return {uplink_netdev(name, index), uplink_port(name, index)} <= vmm.parts
 
 
-def plugged(name: str, vmm: Vmm) -> set[int]:
-    """Interface indexes of the macvtaps of which the NIC's hub has a part, whole or half."""
+def plugged(name: str, parts: Set[str]) -> set[int]:
+    """Interface indexes of the macvtaps of which a QEMU with these parts has one, whole or half."""
     pattern = re.compile(re.escape(qemu_id(name)) + r"-(?:up|hub)(\d+)")
-    return {int(found.group(1)) for part in vmm.parts if (found := pattern.fullmatch(part))}
+    return {int(found.group(1)) for part in parts if (found := pattern.fullmatch(part))}

@@ -1,0 +1,1 @@
+"""What goes wrong: killed daemons, refusals, lost notifications, whatever happens to a host."""
