@@ -7,7 +7,7 @@ export PYTHON
 help:
 	@echo "make demo   a real guest outlives its uplink, in private network namespaces (about two minutes)"
 	@echo "make test   all tests: real kernel, real QEMU guests"
-	@echo "make soak   the long ones: random operations, kills at every step, fuzzing (about half an hour)"
+	@echo "make soak   the long ones: random operations, kills at every step, fuzzing (about an hour)"
 	@echo "make bench  figures against floor and peers, with a report in bench/out (about ten minutes)"
 	@echo "make lint   ruff, mypy --strict, import arrows, an audit of the Python packages"
 	@echo "make pages  man pages and completion anew, from the commands' help and docs"

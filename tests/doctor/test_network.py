@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,9 @@ def test_another_program_on_an_uplink(namespace: Namespace) -> None:
         host, found = Host(), defined(nic("web0", "eth0"))
         assert "uplink's programs" not in [check.name for check in network.checks(host, found)]
         (eth0,) = [link.index for link in host.links if link.name == "eth0"]
-        bpf.attach_tcx(eth0, bpf.load_source_program(""))
+        program = bpf.load_source_program("")
+        bpf.attach_tcx(eth0, program)
+        os.close(program)
         check = only(list(network.checks(host, found)), "uplink's programs")
     assert check.result == "note"
     assert "eth0" in check.found
