@@ -7,7 +7,7 @@ attribute stands once in a table (`Attribute`), from which it is both written an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from socket import htons
 from struct import Struct
 from typing import Any, Final, Literal, NamedTuple
@@ -289,6 +289,7 @@ def _attributes(buffer: Buffer, start: int, end: int, readers: _Readers) -> dict
     return fields
 
 
+_CLSACT: Final = _write(_FILTER, kind="clsact")
 _ADDRGEN_NONE: Final = _write(_FAMILIES, inet6=_write(_INET6, addr_gen_mode=1))
 
 
@@ -346,9 +347,11 @@ def set_link(
     after `up` (do_setlink in net/core/rtnetlink.c), hence use it in an earlier message; and it is refused
     with EAFNOSUPPORT, with all of its message, where IPv6 is not: ipv6.disable=1, or an MTU below 1280.
     """
-    bits = {IFF_UP: up, IFF_NOARP: noarp, IFF_ALLMULTI: allmulti, IFF_PROMISC: promisc}
-    flags = sum(bit for bit, wanted in bits.items() if wanted)
-    change = sum(bit for bit, wanted in bits.items() if wanted is not None)
+    flags = change = 0
+    for bit, wanted in (IFF_UP, up), (IFF_NOARP, noarp), (IFF_ALLMULTI, allmulti), (IFF_PROMISC, promisc):
+        if wanted is not None:
+            change |= bit
+            flags |= bit if wanted else 0
     af_spec = _ADDRGEN_NONE if addrgen_none else None
     body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change)
     body += _write(_LINK, name=name, alias=alias, mac=mac, mtu=mtu, master=master, af_spec=af_spec)
@@ -377,7 +380,7 @@ def dump_links() -> Message:
 def add_clsact(index: int) -> Message:
     """Give an interface the clsact qdisc, for ingress filters. EEXIST if it has that or `ingress`."""
     body = _TC.pack(AF_UNSPEC, index, CLSACT_HANDLE, CLSACT, 0)
-    return Message(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body + _write(_FILTER, kind="clsact"))
+    return Message(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body + _CLSACT)
 
 
 def del_clsact(index: int) -> Message:
@@ -403,10 +406,13 @@ def add_bpf_filter(
     everything = htons(0x0003)  # ETH_P_ALL
     parent = CLSACT_INGRESS if ingress else CLSACT_EGRESS
     body = _TC.pack(AF_UNSPEC, index, 0, parent, priority << 16 | everything)
+    return Message(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, body + _bpf_filter(prog_fd, name))
+
+
+@lru_cache(maxsize=8192)
+def _bpf_filter(prog_fd: int, name: str) -> bytes:
     direct_action = 1  # TCA_BPF_FLAG_ACT_DIRECT
-    options = _write(_BPF, fd=prog_fd, name=name, flags=direct_action)
-    body += _write(_FILTER, kind="bpf", options=options)
-    return Message(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, body)
+    return _write(_FILTER, kind="bpf", options=_write(_BPF, fd=prog_fd, name=name, flags=direct_action))
 
 
 def dump_filters(index: int, *, ingress: bool = True) -> Message:

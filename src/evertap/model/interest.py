@@ -51,13 +51,17 @@ class Interest:
 
     def in_link(self, link: Link) -> set[str]:
         """The NICs whose definitions name the interface."""
-        keys = [("name", name) for name in link.names]
-        keys += [("mac", link.mac), ("mac", link.perm_mac), ("path", f"{link.parent_bus}-{link.parent_dev}")]
+        names = link.names
+        keys = [("name", name) for name in names]
+        keys += [("mac", link.mac), ("mac", link.perm_mac)]
+        if link.parent_dev:
+            keys.append(("path", f"{link.parent_bus}-{link.parent_dev}"))
         found: set[str] = set()
         for key in keys:
-            found |= self._exact.get(key, set())
+            if nics := self._exact.get(key):
+                found |= nics
         for pattern, nics in self._globs.items():
-            if any(fnmatchcase(name, pattern) for name in link.names):
+            if any(fnmatchcase(name, pattern) for name in names):
                 found |= nics
         return found
 
